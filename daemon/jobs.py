@@ -1,0 +1,196 @@
+"""The words of a job: states, allowed moves, outcomes of one attempt, backoff. No I/O.
+
+    pending --claim--> processing --> completed | failed | cancelled        (final)
+       ^                  |  |
+       |   retry, release |  +--> waiting (children run; holds no worker) --> pending
+       +------------------+
+    failed, cancelled --explicit retry--> pending
+
+A retry between attempts is `pending` with a later `run_at`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+
+class State(StrEnum):
+    PENDING = "pending"
+    PROCESSING = "processing"
+    WAITING = "waiting"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ACTIVE = frozenset({State.PENDING, State.PROCESSING, State.WAITING})
+FINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
+
+MOVES: dict[State, frozenset[State]] = {
+    State.PENDING: frozenset({State.PROCESSING, State.CANCELLED, State.FAILED}),
+    State.PROCESSING: frozenset(
+        {State.PENDING, State.WAITING, State.COMPLETED, State.FAILED, State.CANCELLED}
+    ),
+    State.WAITING: frozenset({State.PENDING, State.CANCELLED}),
+    State.COMPLETED: frozenset(),
+    State.FAILED: frozenset({State.PENDING}),
+    State.CANCELLED: frozenset({State.PENDING}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What a caller asks for. `input` is a JSON object already validated against payloads.INPUTS."""
+
+    kind: str
+    input: Mapping[str, Any]
+    user_id: str = ""
+    project_id: UUID | None = None
+    priority: int = 0
+    run_at: datetime | None = None
+    expires_at: datetime | None = None
+    max_attempts: int = 4
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    unique_key: str | None = None
+    webhook: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """One job a parent spawns; it inherits user, project, priority and max_attempts.
+
+    `slot` names it inside the parent (unique there), so that a parent's second run spawns no twin.
+    """
+
+    kind: str
+    slot: str
+    input: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ChildJob:
+    """A child as its parent sees it when it runs again."""
+
+    id: UUID
+    slot: str
+    state: State
+    result: Any
+    error: Mapping[str, Any] | None
+
+
+@dataclass(slots=True)
+class ClaimedJob:
+    """One attempt in a worker's hands. `fence` guards every write that this attempt makes.
+
+    `input_text` is undecoded JSON: jsonb holds values that Python cannot read (integers of thousands of
+    digits), and such a row must fail alone, not take the whole batch with it.
+    """
+
+    id: UUID
+    fence: int
+    kind: str
+    user_id: str
+    attempt: int
+    max_attempts: int
+    input_text: str
+    project_id: UUID | None = None
+    parent_id: UUID | None = None
+    children: int = 0
+    slot: str | None = None
+
+
+# Outcomes: one attempt ends in exactly one of these, and only workers.py makes them.
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """result: JSON text or None."""
+
+    result_text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """For good. error: a problem object {code, message, hint, ...}."""
+
+    error: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TryAgain:
+    """Pending again after `delay_s` seconds; the attempt counts."""
+
+    error: Mapping[str, Any]
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Pending again; the attempt is given back (shutdown, paused lane, spent budget)."""
+
+    why: str
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FannedOut:
+    """Waiting until all `children` have ended."""
+
+    children: Sequence[Child]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The user's cancel reached the running attempt."""
+
+
+Outcome = Completed | Failed | TryAgain | Released | FannedOut | Cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """USD. unknown_calls: paid calls whose outcome, hence whose bill, is not known."""
+
+    estimated_usd: Decimal = Decimal(0)
+    actual_usd: Decimal = Decimal(0)
+    unknown_calls: int = 0
+
+
+def backoff_s(
+    attempt: int, *, base_s: float, cap_s: float, at_least_s: float = 0.0, roll: float | None = None
+) -> float:
+    """Seconds to wait after failed attempt number `attempt` (from 1): full jitter.
+
+    Uniform in [0, min(cap_s, base_s * 2**(attempt-1))], never earlier than `at_least_s` (the server's own
+    Retry-After, to which the jitter is then added so that a crowd does not come back at one instant).
+    Source: Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015.
+    """
+    ceiling = min(cap_s, base_s * 2.0 ** min(attempt - 1, 60))
+    jitter = (random.random() if roll is None else roll) * ceiling
+    return at_least_s + jitter if at_least_s > 0 else jitter
+
+
+def new_id() -> UUID:
+    """A UUIDv7: ids made later sort later (to the millisecond), so that indexes grow at one end.
+
+    Source: RFC 9562 section 5.7.
+    """
+    millis = time.time_ns() // 1_000_000
+    rand = int.from_bytes(os.urandom(10), "big")
+    return UUID(
+        int=(millis & 0xFFFF_FFFF_FFFF) << 80
+        | 0x7000 << 64
+        | (rand >> 62 & 0x0FFF) << 64
+        | 0b10 << 62
+        | (rand & 0x3FFF_FFFF_FFFF_FFFF)
+    )
