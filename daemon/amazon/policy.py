@@ -1,0 +1,187 @@
+"""Words that Amazon refuses in listing texts, found before Amazon finds them. No I/O.
+
+A pre-check in English, not Amazon's own filter: what passes here may still be refused there. It serves
+every text a shopper reads: A+ modules, alt texts, callouts drawn on pictures.
+
+Source: Amazon Seller Central, "A+ Content guidelines" and "Product image requirements", read 2026-11-23.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Literal
+
+from daemon.amazon.checks import Check
+
+Severity = Literal["fail", "warn"]
+EXCERPT_LENGTH = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A kind of wording that is not allowed; `why` completes "The text must not …"."""
+
+    id: str
+    expression: re.Pattern[str]
+    why: str
+    severity: Severity = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One forbidden wording in one text.
+
+    id: the pattern's; excerpt: the matched words, shortened; pointer: where the text stands (JSON pointer
+    or any name the caller gave).
+    """
+
+    id: str
+    severity: Severity
+    excerpt: str
+    pointer: str
+    why: str
+
+    def as_check(self) -> Check:
+        """The finding as a check named `policy.<id>`."""
+        return Check(
+            rule=f"policy.{self.id}",
+            outcome=self.severity,
+            measured=self.excerpt,
+            detail=f"The text must not {self.why}: “{self.excerpt}”.",
+            pointer=self.pointer,
+        )
+
+
+def _words(*alternatives: str) -> re.Pattern[str]:
+    """Whole words or phrases, whatever the case and the white space between them."""
+    joined = "|".join(alternatives).replace(" ", r"\s+")
+    return re.compile(rf"\b(?:{joined})\b", re.IGNORECASE)
+
+
+_DOMAINS = "com|net|org|info|biz|io|co|shop|store|online|site|app|dev|me|eu|de|fr|it|es|nl|pl|se|uk|us|ca|cn|jp"
+
+PATTERNS: tuple[Pattern, ...] = (
+    Pattern(
+        "price",
+        re.compile(
+            r"[$€£¥₹]\s?\d|\d\s?[$€£¥₹]|\b\d+(?:[.,]\d{2})?\s?(?:usd|eur|gbp|dollars?|euros?)\b"
+            r"|\b(?:usd|eur|gbp)\s?\d",
+            re.IGNORECASE,
+        ),
+        "name a price",
+    ),
+    Pattern(
+        "promo",
+        re.compile(
+            r"\b(?:free\s+shipping|on\s+sale|discount(?:ed)?|coupon|bargain|cheap(?:est)?|affordable"
+            r"|best\s+(?:price|deal)|limited[-\s]time|special\s+offer|bonus|gift\s+with)\b|%\s*off\b",
+            re.IGNORECASE,
+        ),
+        "advertise an offer or a bargain",
+    ),
+    Pattern(
+        "call_to_action",
+        _words("buy now", "add to cart", "shop (?:now|with us)", "order (?:now|today)", "get yours"),
+        "tell the shopper to buy",
+    ),
+    Pattern(
+        "guarantee",
+        _words(
+            "guarantee[ds]?", "guaranteed", "warrant(?:y|ies)", r"money[-\s]back", "refund(?:s|able)?",
+            "return policy",
+        ),
+        "promise a guarantee, warranty or refund",
+    ),
+    Pattern(
+        "superlative",
+        re.compile(
+            r"#\s?1\b|\b(?:best[-\s]?sell(?:er|ing)s?|top[-\s]rated|number\s+one|no\.?\s?1|world['’]?s\s+best)\b",
+            re.IGNORECASE,
+        ),
+        "claim a rank that nobody can prove",
+    ),
+    Pattern(
+        "time",
+        _words(
+            "new(?:est)?", "latest", "now available", "just launched", "currently",
+            "this (?:week|month|season)", "christmas", "black friday", "prime day",
+        ),
+        "bind itself to a time",
+        "warn",
+    ),
+    Pattern(
+        "competitor",
+        _words(
+            "unlike (?:other|competing) brands?", "other brands?", "competitors?",
+            "compared to (?:the )?leading",
+        ),
+        "speak of other sellers' products",
+    ),
+    Pattern(
+        "contact",
+        re.compile(
+            r"https?://|www\.|\b[\w.+-]+@[\w-]+\.[\w.]+\b|\+?\d[\d ()-]{8,}\d|\bQR[-\s]?codes?\b"
+            rf"|\b[a-z0-9-]{{2,}}\.(?:{_DOMAINS})\b(?![a-z])",
+            re.IGNORECASE,
+        ),
+        "carry a link, an e-mail address, a phone number or a QR code",
+    ),
+    Pattern(
+        "testimonial",
+        re.compile(
+            r"\b(?:customers?\s+(?:say|love|agree)s?|reviews?|testimonials?|\d(?:\.\d)?[-\s]stars?)\b",
+            re.IGNORECASE,
+        ),
+        "quote customers, reviews or stars",
+    ),
+    Pattern(
+        "health",
+        _words(
+            "cures?", "treats?", "prevents?", "heals?", "clinically proven", r"FDA[-\s]approved",
+            "anti-?(?:bacterial|microbial|viral|fungal)",
+        ),
+        "claim an effect on health",
+    ),
+    Pattern(
+        "eco",
+        _words(r"eco[-\s]?friendly", "biodegradable", "compostable", "carbon neutral"),
+        "make an environmental claim without proof",
+        "warn",
+    ),
+    Pattern(
+        "seller_authority",
+        _words("authori[sz]ed (?:dealer|seller|retailer)", "sold only by", "genuine products? from us"),
+        "speak about the seller's authority",
+    ),
+    Pattern("symbols", re.compile("[®™©]"), "carry a lone ®, ™ or ©", "warn"),
+    Pattern("html", re.compile(r"<[a-zA-Z/!][^>]*>|&(?:[a-z]{2,8}|#\d{1,6});"), "contain HTML"),
+    Pattern(
+        "allcaps",
+        re.compile(r"\b[A-Z]{5,}(?:\s+[A-Z]{4,}){2,}\b"),
+        "shout in capitals",
+        "warn",
+    ),
+)  # fmt: skip
+
+
+def check_text(text: str, where: str = "") -> tuple[Finding, ...]:
+    """The forbidden wordings in one text, at most one finding a pattern; empty when it is clean.
+
+    Letters in disguise (full-width forms, zero-width characters inside a word) are read as what they show.
+    """
+    shown = "".join(ch for ch in unicodedata.normalize("NFKC", text) if unicodedata.category(ch) != "Cf")
+    findings = []
+    for pattern in PATTERNS:
+        # The text as it is comes first: normalizing turns ™ into the letters TM.
+        match = pattern.expression.search(text) or pattern.expression.search(shown)
+        if match:
+            excerpt = " ".join(match.group().split())[:EXCERPT_LENGTH]
+            findings.append(Finding(pattern.id, pattern.severity, excerpt, where, pattern.why))
+    return tuple(findings)
+
+
+def is_refused(text: str) -> bool:
+    """True when a finding of severity fail stands in the text."""
+    return any(finding.severity == "fail" for finding in check_text(text))

@@ -1,0 +1,100 @@
+"""The pre-check of listing texts finds what Amazon refuses and leaves honest sentences alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from daemon.amazon.policy import PATTERNS, check_text, is_refused
+
+RULES = Path(__file__).parents[3] / "shared" / "data" / "amazon_rules.json"
+
+REFUSED = {
+    "price": ("Only $19.99", "19.99 € today", "Costs 20 dollars", "USD 5"),
+    "promo": ("Free shipping", "20 % off", "20% off", "A special  offer", "An affordable chair"),
+    "call_to_action": ("Buy now!", "Add to cart", "Order today"),
+    "guarantee": ("Lifetime warranty", "Satisfaction guaranteed", "money-back"),
+    "superlative": ("The #1 chair", "Best-selling bottle", "world's best"),
+    "competitor": ("Unlike other brands, it holds", "Beats competitors"),
+    "contact": (
+        "See https://x.example", "Visit www.acme", "Write to a.b@acme.example", "+49 30 1234567 89",
+        "Scan the QR code", "More at acme-chairs.com",
+    ),
+    "testimonial": ("Customers love it", "4.5 stars", "Great reviews"),
+    "health": ("Clinically proven", "Anti-bacterial coat", "It cures colds"),
+    "seller_authority": ("From an authorised dealer",),
+    "html": ("<b>Strong</b>", "<script>alert(1)</script>", "Salt &amp; pepper"),
+}  # fmt: skip
+WARNED = {
+    "time": ("Our latest model", "For Christmas"),
+    "eco": ("Eco-friendly bamboo",),
+    "symbols": ("Acme™ chair", "Acme® chair"),
+    "allcaps": ("STRONG STEEL FRAME INSIDE",),
+}
+
+
+@pytest.mark.parametrize(("rule", "text"), [(r, t) for r, ts in REFUSED.items() for t in ts])
+def test_refused_wording_is_a_fail(rule: str, text: str) -> None:
+    found = {finding.id: finding for finding in check_text(text, "/a/0")}
+
+    assert rule in found
+    assert "fail" == found[rule].severity
+    assert "/a/0" == found[rule].pointer
+    assert is_refused(text)
+
+
+@pytest.mark.parametrize(("rule", "text"), [(r, t) for r, ts in WARNED.items() for t in ts])
+def test_doubtful_wording_is_a_warning(rule: str, text: str) -> None:
+    found = {finding.id: finding.severity for finding in check_text(text)}
+
+    assert "warn" == found[rule]
+    assert not is_refused(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Solid oak legs carry up to 120 kg.",
+        "Measures 30 × 20 × 10 cm.",
+        "Fits a 13-inch laptop and A4 paper.",
+        "Double-wall steel keeps drinks cold for 24 hours.",
+        "Renewed comfort, newton metres and icon.s",
+        "USB-C, HDMI 2.1 and NVMe.",
+        "Dishwasher safe at 65 °C (top rack).",
+    ],
+)
+def test_honest_sentence_passes(text: str) -> None:
+    assert () == check_text(text)
+
+
+@pytest.mark.parametrize("text", ["Buy\u200b now", "Ｂｕｙ ｎｏｗ", "Buy\n\tnow", "W\u00adarranty"])
+def test_disguised_letters_are_read_as_shown(text: str) -> None:
+    """Zero-width characters and full-width letters are the usual ways around a word filter."""
+    assert is_refused(text)
+
+
+def test_finding_becomes_a_check_with_pointer() -> None:
+    (finding,) = check_text("Buy now", "/contentDocument/name")
+
+    shown = finding.as_check().as_json()
+
+    assert "policy.call_to_action" == shown["rule"]
+    assert "fail" == shown["outcome"]
+    assert "/contentDocument/name" == shown["pointer"]
+
+
+@pytest.mark.skipif(not RULES.exists(), reason="../shared/data is absent")
+def test_every_collected_pattern_has_ours_of_equal_severity() -> None:
+    """Our patterns may find more than the collected ones, never less."""
+    collected = json.loads(RULES.read_text())["forbidden_text_patterns"]
+    ours = {pattern.id: pattern for pattern in PATTERNS}
+    samples = [text for texts in (REFUSED | WARNED).values() for text in texts]
+
+    for theirs in collected:
+        assert theirs.get("severity", "fail") == ours[theirs["id"]].severity
+        for text in samples:
+            if re.search(theirs["re"], text):
+                assert theirs["id"] in {finding.id for finding in check_text(text)}
