@@ -1,0 +1,60 @@
+-- Enqueues many jobs in the caller's transaction: [{kind, input, user_id?, project_id?, priority?, run_at?,
+-- expires_at?, max_attempts?, metadata?, tags?, unique_key?}]. Returns their ids in order. The daemon wakes at
+-- commit. A unique_key that an active job of the user holds gives that job's id.
+create or replace function listingd.enqueue_jobs(jobs jsonb)
+returns setof uuid
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+    with asked as (
+        select
+            listingd.new_id() as id, a.n, a.kind, coalesce(a.input, '{}') as input, coalesce(a.user_id, '') as user_id,
+            a.project_id, coalesce(a.priority, 0::smallint) as priority, a.run_at, a.expires_at,
+            coalesce(a.max_attempts, 4::smallint) as max_attempts, coalesce(a.metadata, '{}') as metadata,
+            coalesce(a.tags, '{}') as tags, a.unique_key
+        from rows from (
+            jsonb_to_recordset(jobs) as (
+                kind text, input jsonb, user_id text, project_id uuid, priority smallint, run_at timestamptz,
+                expires_at timestamptz, max_attempts smallint, metadata jsonb, tags text[], unique_key text
+            )
+        ) with ordinality as a (
+            kind, input, user_id, project_id, priority, run_at, expires_at, max_attempts, metadata, tags, unique_key, n
+        )
+    ),
+    states as (
+        insert into listingd.job_states (id, run_at, expires_at, priority, max_attempts, kind, user_id, unique_key)
+        select a.id, a.run_at, a.expires_at, a.priority, a.max_attempts, a.kind, a.user_id, a.unique_key
+        from asked as a
+        order by a.n
+        on conflict (user_id, unique_key) where unique_key is not null do nothing
+        returning id
+    ),
+    stored as (
+        insert into listingd.jobs (
+            id, user_id, kind, project_id, priority, max_attempts, run_at, expires_at, input, metadata, tags
+        )
+        select
+            a.id, a.user_id, a.kind, a.project_id, a.priority, a.max_attempts, a.run_at, a.expires_at,
+            a.input, a.metadata, a.tags
+        from asked as a
+        where a.unique_key is null or a.id in (select s.id from states as s)
+    ),
+    told as (
+        select pg_notify('listingd_jobs', '')
+    )
+    select
+        case
+            when a.unique_key is null then a.id
+            else coalesce(
+                (select s.id from states as s where s.id = a.id),
+                (select h.id from listingd.job_states as h where h.user_id = a.user_id and h.unique_key = a.unique_key),
+                (select b.id from asked as b where b.user_id = a.user_id and b.unique_key = a.unique_key order by b.n limit 1)
+            )
+        end
+    from asked as a
+    cross join told
+    order by a.n
+$$;
+comment on function listingd.enqueue_jobs(jsonb) is
+    'Enqueues many jobs in the caller''s transaction; returns their ids in order.';
+revoke all on function listingd.enqueue_jobs(jsonb) from public;

@@ -1,0 +1,46 @@
+-- Erases jobs that ended long ago, with their attempts, assets and documents, in one small batch.
+-- Children go with their parents. Walks the ids upwards (they begin with their time of creation); last_id is
+-- where the next batch begins, null at the end. sha256s: files that may now be without an owner.
+create or replace function listingd.prune_jobs(states text[], age_s float8, max_jobs int, after_id uuid default null)
+returns table (jobs int, last_id uuid, sha256s text[])
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    looked uuid[];
+    doomed uuid[];
+begin
+    select array_agg(l.id order by l.id)
+    into looked
+    from (
+        select s.id
+        from listingd.job_states as s
+        where s.id > coalesce(after_id, '00000000-0000-0000-0000-000000000000')
+        order by s.id
+        limit max_jobs
+    ) as l;
+
+    select array_agg(s.id)
+    into doomed
+    from listingd.job_states as s
+    left join listingd.job_states as p on p.id = s.parent_id
+    where
+        s.id = any(looked)
+        and s.state = any(states)
+        and s.finished_at < now() - make_interval(secs => age_s)
+        and (s.parent_id is null or p.id is null or p.finished_at < now() - make_interval(secs => age_s));
+
+    delete from listingd.attempts as a where a.job_id = any(doomed);
+    delete from listingd.aplus_contents as c where c.job_id = any(doomed);
+    with gone as (delete from listingd.assets as a where a.job_id = any(doomed) returning a.sha256)
+    select array_agg(distinct g.sha256) into sha256s from gone as g;
+    delete from listingd.jobs as j where j.id = any(doomed);
+    delete from listingd.job_states as s where s.id = any(doomed);
+    jobs := coalesce(cardinality(doomed), 0);
+    last_id := looked[cardinality(looked)];
+    return next;
+end
+$$;
+comment on function listingd.prune_jobs(text[], float8, int, uuid) is
+    'Erases one small batch of jobs that ended long ago, with what belongs to them.';
+revoke all on function listingd.prune_jobs(text[], float8, int, uuid) from public;

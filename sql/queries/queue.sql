@@ -1,0 +1,394 @@
+-- name: create_jobs
+-- One row a job that was stored: id, fence, state, created_at. A job whose idempotency key is taken is not stored.
+-- $1 ids uuid[], $2 kinds, $3 users, $4 projects uuid[], $5 priorities, $6 max_attempts, $7 inputs (JSON text),
+-- $8 metadata (JSON text), $9 tags (JSON text or null), $10 run_at[], $11 expires_at[], $12 webhooks (JSON text),
+-- $13 unique_keys, $14 born (claimed at birth), $15 principals, $16 idempotency keys, $17 fingerprints,
+-- $18 worker, $19 notify other processes
+with asked as (
+    select *
+    from unnest(
+        $1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::int2[], $6::int2[], $7::text[],
+        $8::text[], $9::text[], $10::timestamptz[], $11::timestamptz[], $12::text[],
+        $13::text[], $14::boolean[], $15::text[], $16::text[], $17::text[]
+    ) with ordinality as a (
+        id, kind, user_id, project_id, priority, max_attempts, input, metadata, tags, run_at, expires_at,
+        webhook, unique_key, born, principal, key, fingerprint, n
+    )
+),
+keyed as (
+    insert into listingd.idempotency_keys (principal, key, fingerprint, job_id)
+    select a.principal, a.key, a.fingerprint, a.id
+    from asked as a
+    where a.key is not null
+    on conflict do nothing
+    returning job_id
+),
+fresh as (
+    select *
+    from asked as a
+    where a.key is null or a.id in (select k.job_id from keyed as k)
+),
+states as (
+    insert into listingd.job_states (
+        id, run_at, expires_at, priority, max_attempts, kind, user_id, unique_key,
+        state, attempt, worker, started_at
+    )
+    select
+        f.id, f.run_at, f.expires_at, f.priority, f.max_attempts, f.kind, f.user_id, f.unique_key,
+        case when f.born then 'processing' else 'pending' end,
+        case when f.born then 1 else 0 end,
+        case when f.born then $18::bigint end,
+        case when f.born then now() end
+    from fresh as f
+    order by f.n
+    on conflict (user_id, unique_key) where unique_key is not null do nothing
+    returning id, fence, state
+),
+stored as (
+    insert into listingd.jobs (
+        id, user_id, kind, project_id, priority, max_attempts, run_at, expires_at, input, metadata, tags, webhook
+    )
+    select
+        f.id, f.user_id, f.kind, f.project_id, f.priority, f.max_attempts, f.run_at, f.expires_at,
+        f.input::jsonb, coalesce(f.metadata::jsonb, '{}'),
+        case when f.tags is null then '{}' else array(select jsonb_array_elements_text(f.tags::jsonb)) end,
+        f.webhook::jsonb
+    from fresh as f
+    where f.unique_key is null or f.id in (select s.id from states as s)
+    returning id, created_at
+),
+projects as (
+    insert into listingd.projects (id, user_id)
+    select distinct f.project_id, f.user_id
+    from fresh as f
+    where f.project_id is not null
+    on conflict do nothing
+)
+select s.id, s.fence, s.state, now() as created_at, case when $19 then pg_notify('listingd_jobs', '') end as notified
+from states as s
+
+-- name: read_idempotency_keys
+-- principal, key, fingerprint, job_id, response of the keys that exist. $1 principals, $2 keys
+select i.principal, i.key, i.fingerprint, i.job_id, i.response
+from unnest($1::text[], $2::text[]) as a (principal, key)
+join listingd.idempotency_keys as i using (principal, key)
+
+-- name: read_unique_holders
+-- user_id, unique_key, id of the active jobs that hold these unique keys. $1 users, $2 unique keys
+select s.user_id, s.unique_key, s.id
+from unnest($1::text[], $2::text[]) as a (user_id, unique_key)
+join listingd.job_states as s using (user_id, unique_key)
+
+-- name: flush
+-- Finish and claim in one statement. Rows: the claimed jobs; and one last row with id null whose input_text is
+-- JSON {"lost": [fence], "ready": [[fence, kind, user_id, priority, wait_s]]} (requeued jobs and released parents).
+-- $1 fences of ended attempts, $2 new states, $3 results (JSON text), $4 errors (JSON text),
+-- $5 delays in seconds (only for pending), $6 attempts to give back (0 or 1), $7 worker, $8 fences to claim
+with ended as (
+    select *
+    from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::float8[], $6::int2[])
+        as e (fence, state, result, error, delay_s, give_back)
+),
+moved as (
+    update listingd.job_states as s
+    set
+        state = e.state,
+        version = s.version + 1,
+        attempt = s.attempt - e.give_back,
+        worker = null,
+        cancel_requested = s.cancel_requested and e.state <> 'pending',
+        finished_at = case when e.state <> 'pending' then now() end,
+        result = e.result::jsonb,
+        error = e.error::jsonb,
+        progress = case when e.state = 'pending' then s.progress end,
+        unique_key = case when e.state = 'pending' then s.unique_key end,
+        run_at = case when e.state = 'pending' and e.delay_s > 0
+            then now() + make_interval(secs => e.delay_s) else s.run_at end,
+        fence = case when e.state = 'pending' then nextval('listingd.fences') else s.fence end
+    from ended as e
+    where s.fence = e.fence and s.state = 'processing' and s.worker = $7
+    returning
+        s.id, s.parent_id, e.fence as ended_fence, s.fence, s.state, s.kind, s.user_id, s.priority,
+        s.attempt + e.give_back as attempt, s.started_at, e.error, e.delay_s
+),
+recorded as (
+    insert into listingd.attempts (job_id, attempt, fence, worker, started_at, code, error)
+    select m.id, m.attempt, m.ended_fence, $7, m.started_at, coalesce(m.error::jsonb ->> 'code', 'unknown'), m.error::jsonb
+    from moved as m
+    where m.error is not null
+),
+released as (
+    select r.*
+    from (
+        select array_agg(m.parent_id) as parents
+        from moved as m
+        where m.parent_id is not null and m.state <> 'pending'
+    ) as p
+    cross join lateral listingd.settle_children(p.parents) as r
+    where p.parents is not null
+),
+claimed as (
+    update listingd.job_states as s
+    set
+        state = 'processing',
+        version = s.version + 1,
+        attempt = s.attempt + 1,
+        worker = $7,
+        started_at = now()
+    where
+        s.fence = any(array(
+            select c.fence
+            from listingd.job_states as c
+            where
+                c.fence = any($8::bigint[])
+                and c.state = 'pending'
+                and (c.run_at is null or c.run_at <= now())
+                and (c.expires_at is null or c.expires_at > now())
+                and exists (select from listingd.workers as w where w.id = $7 and w.lease_until > now())
+            order by c.fence
+            for update skip locked
+        ))
+    returning s.id, s.fence, s.kind, s.user_id, s.attempt, s.max_attempts, s.parent_id
+)
+select
+    c.id, c.fence, c.kind, c.user_id, c.attempt, c.max_attempts, c.parent_id,
+    j.project_id, j.slot, j.input::text as input_text
+from claimed as c
+join listingd.jobs as j on j.id = c.id
+union all
+select
+    null, null, null, null, null, null, null, null, null,
+    json_build_object(
+        'lost', (select coalesce(json_agg(e.fence), '[]') from ended as e where e.fence not in (select m.ended_fence from moved as m)),
+        'ready', (
+            select coalesce(json_agg(json_build_array(x.fence, x.kind, x.user_id, x.priority, x.wait_s)), '[]')
+            from (
+                select m.fence, m.kind, m.user_id, m.priority, m.delay_s as wait_s from moved as m where m.state = 'pending'
+                union all
+                select r.fence, r.kind, r.user_id, r.priority, 0 from released as r
+            ) as x
+        )
+    )::text
+
+-- name: fan_out
+-- The ids of the children now open; none when the attempt is no longer ours (the row says so by ok = false).
+-- $1 fence, $2 worker, $3 children (JSON array of {id, kind, slot, input})
+select ok, fence, kind, user_id, priority
+from listingd.fan_out($1, $2, $3::jsonb)
+
+-- name: read_ready
+-- Rows above a fence or in the holes, whatever their state: the scheduler must see each fence once to know that
+-- it is no hole. wait_s is null for a job without run_at. $1 fence to start after, $2 holes bigint[], $3 limit
+(
+    select
+        s.fence, s.state, s.kind, s.user_id, s.priority,
+        extract(epoch from s.run_at - now())::float8 as wait_s
+    from listingd.job_states as s
+    where s.fence > $1
+    order by s.fence
+    limit $3
+)
+union all
+select
+    s.fence, s.state, s.kind, s.user_id, s.priority,
+    extract(epoch from s.run_at - now())::float8 as wait_s
+from listingd.job_states as s
+where s.fence = any($2::bigint[])
+
+-- name: read_snapshot
+-- The reading transaction's horizon: oldest = the lowest transaction still running, next = the first not begun.
+select
+    pg_snapshot_xmin(pg_current_snapshot())::text::bigint as oldest,
+    pg_snapshot_xmax(pg_current_snapshot())::text::bigint as next
+
+-- name: read_pending_from
+-- Pending rows from a fence on that have no run_at, for a restart or a spilled user.
+-- $1 first fence, $2 user_id or null for all, $3 limit
+select
+    s.fence, s.state, s.kind, s.user_id, s.priority,
+    null::float8 as wait_s,
+    extract(epoch from now() - j.created_at)::float8 as age_s
+from listingd.job_states as s
+join listingd.jobs as j on j.id = s.id
+where s.fence >= $1 and s.state = 'pending' and ($2::text is null or s.user_id = $2) and s.run_at is null
+order by s.fence
+limit $3
+
+-- name: read_due
+-- Pending rows whose run_at lies in (now + $1, now + $2] seconds; $1 null = from the beginning.
+select
+    s.fence, s.state, s.kind, s.user_id, s.priority,
+    extract(epoch from s.run_at - now())::float8 as wait_s,
+    extract(epoch from now() - s.run_at)::float8 as age_s
+from listingd.job_states as s
+where
+    ($1::float8 is null or s.run_at > now() + make_interval(secs => $1))
+    and s.run_at <= now() + make_interval(secs => $2)
+    and s.state = 'pending'
+order by s.run_at
+limit $3
+
+-- name: read_mark
+-- The fence below which nothing is ready, and the last fence drawn.
+select m.fence, (select f.last_value from listingd.fences as f) as last_fence
+from listingd.queue_mark as m
+
+-- name: raise_mark
+-- $1 fence
+update listingd.queue_mark set fence = $1 where fence < $1
+
+-- name: notify_jobs
+-- Tell the other processes that something is ready.
+select pg_notify('listingd_jobs', '')
+
+-- name: report_progress
+-- One row a job whose progress was written: fence, version. $1 fences, $2 progress (JSON text), $3 worker
+update listingd.job_states as s
+set progress = p.progress::jsonb, version = s.version + 1
+from unnest($1::bigint[], $2::text[]) as p (fence, progress)
+where s.fence = p.fence and s.state = 'processing' and s.worker = $3
+returning s.fence, s.version
+
+-- name: save_asset
+-- The version at which the asset appeared; no row when the attempt is no longer ours.
+-- $1 fence, $2 worker, $3 id, $4 slot, $5 role, $6 content_type, $7 size_bytes, $8 width_px, $9 height_px,
+-- $10 sha256, $11 file_name, $12 checks (JSON text), $13 generated, $14 provider
+with held as (
+    update listingd.job_states as s
+    set version = s.version + 1
+    where s.fence = $1 and s.worker = $2 and s.state = 'processing'
+    returning s.id, s.version
+)
+insert into listingd.assets (
+    id, job_id, user_id, project_id, slot, role, content_type, size_bytes, width_px, height_px,
+    sha256, file_name, checks, generated, provider, version
+)
+select
+    $3, h.id, j.user_id, j.project_id, $4, $5, $6, $7, $8, $9, $10, $11, $12::jsonb, $13, $14, h.version
+from held as h
+join listingd.jobs as j on j.id = h.id
+returning version
+
+-- name: save_aplus_content
+-- The job's id; no row when the attempt is no longer ours. $1 fence, $2 worker, $3 id, $4 locale, $5 document
+insert into listingd.aplus_contents (id, job_id, project_id, user_id, locale, document)
+select $3, s.id, j.project_id, j.user_id, $4, $5::jsonb
+from listingd.job_states as s
+join listingd.jobs as j on j.id = s.id
+where s.fence = $1 and s.worker = $2 and s.state = 'processing'
+on conflict (job_id) do update set document = excluded.document, locale = excluded.locale
+returning job_id
+
+-- name: find_asset
+-- The newest asset of a job for a role and slot. $1 job, $2 role, $3 slot or null
+select a.id, a.slot, a.role, a.content_type, a.width_px, a.height_px, a.size_bytes, a.sha256, a.generated
+from listingd.assets as a
+where a.job_id = $1 and a.role = $2 and a.slot is not distinct from $3
+order by a.version desc
+limit 1
+
+-- name: read_children
+-- The children of a parent, as it sees them when it runs again. $1 parent
+select s.id, j.slot, s.state, s.result::text as result_text, s.error::text as error_text
+from listingd.jobs as j
+join listingd.job_states as s on s.id = j.id
+where j.parent_id = $1
+order by j.created_at, j.id
+
+-- name: start_worker
+-- The new worker's id. $1 instance, $2 lease in seconds, $3 kinds, $4 concurrency, $5 info (JSON text)
+insert into listingd.workers (instance, lease_until, kinds, concurrency, info)
+values ($1, now() + make_interval(secs => $2), $3, $4, $5::jsonb)
+returning id
+
+-- name: find_rivals
+-- Live workers of the same instance name: id, info, seconds left of their lease. $1 instance
+select w.id, w.info::text as info_text, extract(epoch from w.lease_until - now())::float8 as left_s
+from listingd.workers as w
+where w.instance = $1 and w.stopped_at is null and w.lease_until > now()
+
+-- name: extend_lease
+-- True while the lease stands; no row when another process has declared this one dead.
+-- $1 worker, $2 lease in seconds, $3 running, $4 draining
+update listingd.workers
+set
+    lease_until = now() + make_interval(secs => $2),
+    seen_at = now(),
+    running = $3,
+    draining = $4
+where id = $1 and stopped_at is null
+returning true as held
+
+-- name: lower_fence_mark
+-- Before a claim below it: no job in the worker's hands has a lower fence than this. $1 worker, $2 fence
+update listingd.workers set low_fence = $2 where id = $1 and low_fence > $2
+
+-- name: raise_fence_mark
+-- $1 worker, $2 fence
+update listingd.workers set low_fence = $2 where id = $1 and low_fence < $2
+
+-- name: stop_worker
+-- $1 worker
+update listingd.workers set stopped_at = now(), lease_until = now(), running = 0 where id = $1 and stopped_at is null
+
+-- name: rescue_jobs
+-- One row a job taken from a dead worker: id, fence, kind, user_id, priority, state.
+-- $1 rescues allowed, $2 instance whose earlier runs are dead by proof (or null), $3 own worker id
+select r.id, r.fence, r.kind, r.user_id, r.priority, r.state, r.worker
+from listingd.rescue_jobs($1, $2, $3) as r
+
+-- name: read_live_workers
+-- id, instance, kinds, concurrency, running, draining, started_at, seen_at, info of the processes with a lease
+select w.id, w.instance, w.kinds, w.concurrency, w.running, w.draining, w.started_at, w.seen_at, w.info::text as info_text
+from listingd.workers as w
+where w.stopped_at is null and w.lease_until > now()
+order by w.id
+
+-- name: expire_jobs
+-- Fails pending jobs whose time is over; one row each: id. $1 limit
+select e.id from listingd.expire_jobs($1) as e (id)
+
+-- name: cancel_job
+-- The state after the cancel and whether a stop is under way; no row for an unknown or foreign id.
+-- $1 id, $2 user_id or null for any
+select c.id, c.state, c.cancel_requested from listingd.cancel_job($1, $2) as c
+
+-- name: retry_job
+-- The state after the retry; no row for an unknown or foreign id; state unchanged when it cannot be retried.
+-- $1 id, $2 user_id or null for any
+select r.id, r.state, r.retried from listingd.retry_job($1, $2) as r
+
+-- name: read_cancels
+-- Of these fences, the ones whose job is to stop or is no longer this worker's. $1 fences, $2 worker
+select a.fence
+from unnest($1::bigint[]) as a (fence)
+left join listingd.job_states as s
+    on s.fence = a.fence and s.state = 'processing' and s.worker = $2 and not s.cancel_requested
+where s.id is null
+
+-- name: read_queues
+-- kind, paused, paused_why, concurrency of every kind that has a row.
+select q.kind, q.paused_at is not null as paused, q.paused_why, q.concurrency from listingd.queues as q
+
+-- name: read_user_shares
+-- user_id, weight, paused of every user who has a row.
+select u.user_id, u.weight, u.paused_at is not null as paused from listingd.user_shares as u
+
+-- name: prune_jobs
+-- The number of jobs erased with all that belongs to them, and the hashes of files they held.
+-- $1 states, $2 finished more than so many seconds ago, $3 limit, $4 start after this id (or null)
+select p.jobs, p.last_id, p.sha256s from listingd.prune_jobs($1, $2, $3, $4) as p
+
+-- name: prune_idempotency_keys
+-- $1 age in seconds, $2 limit
+delete from listingd.idempotency_keys as i
+where (i.principal, i.key) in (
+    select k.principal, k.key
+    from listingd.idempotency_keys as k
+    where k.created_at < now() - make_interval(secs => $1)
+    limit $2
+)
+
+-- name: prune_workers
+-- Runs that ended more than a day ago.
+delete from listingd.workers where stopped_at < now() - interval '1 day'
