@@ -15,16 +15,8 @@ from uuid import UUID
 
 from daemon.jobs import ChildJob, FannedOut
 from daemon.payloads import Payload
-from daemon.providers.protocols import CutoutProvider, PaintProvider, TextProvider, Usage
-
-
-@dataclass(frozen=True, slots=True)
-class Providers:
-    """The configured providers, offline ones where nothing is configured."""
-
-    cutout: CutoutProvider
-    paint: PaintProvider
-    text: TextProvider
+from daemon.providers.protocols import Providers as Providers  # handlers and workers name it from here
+from daemon.providers.protocols import Usage
 
 
 @dataclass(frozen=True, slots=True)

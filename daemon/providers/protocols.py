@@ -28,6 +28,22 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class RateHint:
+    """What an answer's headers say about the provider's rate, for its lane. None: not said.
+
+    limit, remaining: requests of the current window; reset_s: seconds until the window is full again;
+    tokens_remaining, tokens_reset_s: the same for tokens, where the provider counts them.
+    An error carries the same figures as a JSON object in `ProviderError.data["rate"]`.
+    """
+
+    limit: int | None = None
+    remaining: int | None = None
+    reset_s: float | None = None
+    tokens_remaining: int | None = None
+    tokens_reset_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CutoutAnswer:
     """png: RGBA PNG of the photo's full frame (same width and height in px), alpha 0 = background.
 
@@ -39,6 +55,7 @@ class CutoutAnswer:
     model: str
     request_id: str | None = None
     confidence: float | None = None
+    rate: RateHint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +97,7 @@ class PaintAnswer:
     generated: bool
     derived: str = ""
     request_id: str | None = None
+    rate: RateHint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +120,7 @@ class JsonAnswer:
     usage: Usage
     model: str
     request_id: str | None = None
+    rate: RateHint | None = None
 
 
 PartialImage = Callable[[bytes, int], None]
@@ -158,3 +177,12 @@ class TextProvider(Protocol):
     async def generate_json(self, request: JsonRequest, *, timeout_s: float) -> JsonAnswer: ...
 
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Providers:
+    """The configured providers, offline ones where nothing is configured."""
+
+    cutout: CutoutProvider
+    paint: PaintProvider
+    text: TextProvider
