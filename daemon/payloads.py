@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from daemon.amazon.aplus_limits import AplusModule
+
 Slot = Literal[
     "main", "angle", "lifestyle", "infographic", "detail", "dimensions", "in_the_box"
 ]
@@ -135,16 +137,6 @@ class PackInput(_ImageBase):
         if len(set(value)) != len(value):
             raise ValueError("names a slot twice")
         return value
-
-
-AplusModule = Literal[
-    "STANDARD_COMPANY_LOGO", "STANDARD_COMPARISON_TABLE", "STANDARD_FOUR_IMAGE_TEXT",
-    "STANDARD_FOUR_IMAGE_TEXT_QUADRANT", "STANDARD_HEADER_IMAGE_TEXT", "STANDARD_IMAGE_SIDEBAR",
-    "STANDARD_IMAGE_TEXT_OVERLAY", "STANDARD_MULTIPLE_IMAGE_TEXT", "STANDARD_PRODUCT_DESCRIPTION",
-    "STANDARD_SINGLE_IMAGE_HIGHLIGHTS", "STANDARD_SINGLE_IMAGE_SPECS_DETAIL",
-    "STANDARD_SINGLE_SIDE_IMAGE", "STANDARD_TECH_SPECS", "STANDARD_TEXT",
-    "STANDARD_THREE_IMAGE_TEXT",
-]  # fmt: skip
 
 
 class AplusInput(Payload):

@@ -13,11 +13,17 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from daemon.amazon.aplus_limits import IMAGE_FORMATS, IMAGE_MODE, LIMITS, MAX_IMAGE_BYTES, MAX_MODULES
+from daemon.amazon.aplus_limits import (
+    IMAGE_FORMATS,
+    IMAGE_MODE,
+    LIMITS,
+    MAX_IMAGE_BYTES,
+    MAX_MODULES,
+    AplusModule,
+)
 from daemon.amazon.aplus_modules import ContentDocumentRequest, payload_key
 from daemon.amazon.checks import Check
 from daemon.amazon.policy import check_text
-from daemon.payloads import AplusModule
 
 TEXT_KEYS = frozenset({"value", "altText", "title", "name"})
 MODULE_LIST = "/contentDocument/contentModuleList"
@@ -171,7 +177,7 @@ def _check_image(
         return Check(f"aplus.{rule}", "fail", measured, limit, detail, place.pointer)
 
     if size[0] < least[0] or size[1] < least[1]:
-        yield fail("image_size", list(size), list(least), "The image is smaller than its place in the module.")
+        yield fail("image_size", list(size), list(least), "The image is smaller than its place.")
     facts = images.get(place.value["uploadDestinationId"])
     if facts is None:
         yield fail("image_file", None, None, "No file stands behind this uploadDestinationId.")

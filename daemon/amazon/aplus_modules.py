@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
-from daemon.payloads import AplusModule
+from daemon.amazon.aplus_limits import AplusModule
 
 
 class Part(BaseModel):

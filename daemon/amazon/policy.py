@@ -60,7 +60,7 @@ def _words(*alternatives: str) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{joined})\b", re.IGNORECASE)
 
 
-_DOMAINS = "com|net|org|info|biz|io|co|shop|store|online|site|app|dev|me|eu|de|fr|it|es|nl|pl|se|uk|us|ca|cn|jp"
+_DOMAINS = "com|net|org|info|biz|io|co|shop|store|online|site|app|dev|me|eu|de|fr|it|es|nl|pl|se|uk|us|ca|cn"
 
 PATTERNS: tuple[Pattern, ...] = (
     Pattern(

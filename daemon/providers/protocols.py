@@ -102,13 +102,17 @@ class PaintAnswer:
 
 @dataclass(frozen=True, slots=True)
 class JsonRequest:
-    """Fill a JSON document. schema: JSON Schema (the adapter reduces it to what its vendor takes)."""
+    """Fill a JSON document. schema: JSON Schema (the adapter reduces it to what its vendor takes).
+
+    facts: what the prompt says, for machines: a writer that works by rules reads these and no prompt.
+    """
 
     prompt: str
     schema: Mapping[str, Any]
     images: tuple[bytes, ...] = ()
     model: str | None = None
     max_output_tokens: int = 8192
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
