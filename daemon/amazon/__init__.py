@@ -1,0 +1,1 @@
+"""What Amazon accepts, as data and as checks. No I/O: everything here is told, never looked up."""

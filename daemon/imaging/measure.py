@@ -1,0 +1,72 @@
+"""Measures a finished image for the marketplace checks: what the bytes hold, not what they were meant to."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from daemon.amazon.images import Measured
+from daemon.imaging import codec
+
+BORDER_SHARE = 0.01  # the band along the edges that must be background, as a share of the shorter side
+# A JPEG rings by a step or two around a pale product's edge: that is not product. Whiteness of the border
+# is measured exactly, without this allowance.
+NOT_WHITE_BELOW = 250
+
+
+def measure(data: bytes, *, generated: bool = False) -> Measured:
+    """The values that `amazon.images.check_image` judges.
+
+    Errors: those of `codec.decode`.
+    """
+    picture = codec.decode(data)
+    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+        mode, colour_space = image.mode, _colour_space(image)
+        has_alpha, has_exif = image.has_transparency_data, bool(image.info.get("exif"))
+    rgb = codec.flatten_on_white(picture)
+    white_border, fill, edges_touched = _measure_white(rgb)
+    return Measured(
+        format=codec.inspect(data).format,
+        mode=mode,
+        colour_space=colour_space,
+        has_alpha=has_alpha,
+        has_exif=has_exif,
+        width_px=rgb.shape[1],
+        height_px=rgb.shape[0],
+        size_bytes=len(data),
+        white_border=white_border,
+        fill=fill,
+        edges_touched=edges_touched,
+        generated=generated,
+    )
+
+
+def _measure_white(rgb: codec.Picture) -> tuple[float, float, int]:
+    """(share of pure white in the border band, fill of the longer side, sides of the frame touched)."""
+    height, width = rgb.shape[:2]
+    pure = (rgb == 255).all(axis=2)
+    band = max(1, round(min(height, width) * BORDER_SHARE))
+    inner = np.zeros((height, width), dtype=bool)
+    inner[band : height - band, band : width - band] = True
+    white_border = float(pure[~inner].mean())
+
+    product = rgb.min(axis=2) < NOT_WHITE_BELOW
+    if not product.any():
+        return white_border, 0.0, 0
+    rows, columns = np.flatnonzero(product.any(axis=1)), np.flatnonzero(product.any(axis=0))
+    fill = max((rows[-1] - rows[0] + 1) / height, (columns[-1] - columns[0] + 1) / width)
+    touched = (rows[0] == 0, rows[-1] == height - 1, columns[0] == 0, columns[-1] == width - 1)
+    return white_border, float(fill), sum(map(int, touched))
+
+
+def _colour_space(image: Image.Image) -> str:
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return "untagged"
+    try:
+        described = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return "unreadable"
+    return "sRGB" if "srgb" in described.lower() else described.strip()[:60]
