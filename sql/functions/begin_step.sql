@@ -1,0 +1,103 @@
+-- Writes the intent of one costly call and reserves its estimate, or says why not. outcome:
+--   open       call now; step is ours
+--   done       an earlier call's result: do not call
+--   busy       another live attempt is calling: wait
+--   budget     a budget has no room; blocked says which
+--   exhausted  two calls of this job ended with an unknown outcome: give up
+--   lost       the attempt is no longer ours
+-- An open step whose owner is dead is closed first: unknown when it may have cost money.
+create or replace function listingd.begin_step(
+    new_id uuid, by_fence bigint, by_worker bigint, for_identity text, step_name text, by_provider text,
+    estimate_usd numeric, defaults numeric[]
+)
+returns table (outcome text, step uuid, blocked jsonb)
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    job record;
+    other record;
+    unknowns int;
+    today date := (now() at time zone 'utc')::date;
+begin
+    select s.id, s.user_id, s.kind, j.project_id into job
+    from listingd.job_states as s
+    join listingd.jobs as j on j.id = s.id
+    where s.fence = by_fence and s.worker = by_worker and s.state = 'processing'
+    for share of s;
+    if not found then
+        return query select 'lost', null::uuid, null::jsonb;
+        return;
+    end if;
+
+    loop
+        insert into listingd.steps (
+            id, user_id, identity, job_id, project_id, kind, name, provider, worker, fence, estimated_usd, reserved_on
+        )
+        values (
+            new_id, job.user_id, for_identity, job.id, job.project_id, job.kind, step_name, by_provider, by_worker,
+            by_fence, estimate_usd, today
+        )
+        on conflict (user_id, identity) where state in ('open', 'done') do nothing;
+        exit when found;
+
+        select s.id, s.state, s.fence, s.worker, s.estimated_usd into other
+        from listingd.steps as s
+        where s.user_id = job.user_id and s.identity = for_identity and s.state in ('open', 'done')
+        for update;
+        continue when not found;
+        if other.state = 'done' then
+            return query select 'done', other.id, null::jsonb;
+            return;
+        end if;
+        if other.fence <> by_fence and exists (
+            select
+            from listingd.job_states as s
+            join listingd.workers as w on w.id = s.worker
+            where
+                s.fence = other.fence and s.worker = other.worker and s.state = 'processing'
+                and w.stopped_at is null and w.lease_until > now()
+        ) then
+            return query select 'busy', other.id, null::jsonb;
+            return;
+        end if;
+        perform listingd.fail_step(
+            other.id, case when other.estimated_usd > 0 then 'unknown' else 'failed' end, 'interrupted'
+        );
+    end loop;
+
+    -- An explicit retry after the job gave up for this reason is a new chance: count only what came later.
+    select count(*) into unknowns
+    from listingd.steps as s
+    where
+        s.job_id = job.id and s.identity = for_identity and s.state = 'unknown'
+        and s.ended_at > coalesce(
+            (select max(a.ended_at) from listingd.attempts as a where a.job_id = job.id and a.code = 'outcome_unknown'),
+            '-infinity'
+        );
+    if unknowns >= 2 then
+        delete from listingd.steps as s where s.id = new_id;
+        return query select 'exhausted', null::uuid, null::jsonb;
+        return;
+    end if;
+    if unknowns > 0 then
+        update listingd.steps as s set tries = unknowns + 1 where s.id = new_id;
+    end if;
+
+    if estimate_usd > 0 then
+        perform listingd.move_spend(job.user_id, job.project_id, today, estimate_usd, 0);  -- locks the counters
+        select to_jsonb(b) into blocked
+        from listingd.find_full_budget(job.user_id, job.project_id, today, 0, defaults) as b;
+        if found then
+            perform listingd.move_spend(job.user_id, job.project_id, today, -estimate_usd, 0);
+            delete from listingd.steps as s where s.id = new_id;
+            return query select 'budget', null::uuid, blocked;
+            return;
+        end if;
+    end if;
+    return query select 'open', new_id, null::jsonb;
+end
+$$;
+comment on function listingd.begin_step(uuid, bigint, bigint, text, text, text, numeric, numeric[]) is
+    'Writes the intent of one costly call and reserves its estimate, or says why not.';
+revoke all on function listingd.begin_step(uuid, bigint, bigint, text, text, text, numeric, numeric[]) from public;

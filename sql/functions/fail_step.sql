@@ -1,0 +1,29 @@
+-- Ends an open step without a result. failed: it cost nothing, the reservation is given back. unknown: it may
+-- have been billed, so the estimate counts as spent. False when the step was not open.
+create or replace function listingd.fail_step(step uuid, to_state text, with_code text)
+returns boolean
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    ended record;
+begin
+    update listingd.steps as s
+    set state = to_state, code = with_code, ended_at = now()
+    where s.id = step and s.state = 'open'
+    returning s.user_id, s.project_id, s.reserved_on, s.estimated_usd into ended;
+    if not found then
+        return false;
+    end if;
+    if ended.estimated_usd > 0 then
+        perform listingd.move_spend(
+            ended.user_id, ended.project_id, ended.reserved_on, -ended.estimated_usd,
+            case when to_state = 'unknown' then ended.estimated_usd else 0 end
+        );
+    end if;
+    return true;
+end
+$$;
+comment on function listingd.fail_step(uuid, text, text) is
+    'Ends an open step without a result and gives its reservation back; unknown ones count as spent.';
+revoke all on function listingd.fail_step(uuid, text, text) from public;

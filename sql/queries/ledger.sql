@@ -1,0 +1,121 @@
+-- name: begin_step
+-- One row: outcome (open, done, busy, budget, exhausted, lost), step, blocked (JSON text).
+-- $1 new id, $2 fence, $3 worker, $4 identity, $5 name, $6 provider, $7 estimate in USD, $8 default limits numeric[6]
+select b.outcome, b.step, b.blocked::text as blocked
+from listingd.begin_step($1, $2, $3, $4, $5, $6, $7, $8) as b
+
+-- name: find_step
+-- The done step of a user for an identity. $1 user, $2 identity
+select
+    s.id, s.content_sha256, s.content_type, s.document::text as document, s.model, s.request_id,
+    s.actual_usd, s.units::text as units
+from listingd.steps as s
+where s.user_id = $1 and s.identity = $2 and s.state = 'done'
+
+-- name: settle_step
+-- True while the attempt is still ours. $1 step, $2 fence, $3 worker, $4 cost in USD, $5 units (JSON text),
+-- $6 sha256, $7 content type, $8 document (JSON text), $9 model, $10 request id
+select listingd.settle_step($1, $2, $3, $4, $5::jsonb, $6, $7, $8::jsonb, $9, $10) as held
+
+-- name: fail_step
+-- False when the step was not open. $1 step, $2 failed or unknown, $3 code
+select listingd.fail_step($1, $2, $3) as ended
+
+-- name: drop_result
+-- A done step whose file is gone from storage: it can be called again, its cost stays. $1 step
+update listingd.steps
+set identity = null, content_sha256 = null, content_type = null, document = null
+where id = $1 and state = 'done'
+
+-- name: forget_steps
+-- Hashes of files that may now be without an owner. $1 jobs
+select f.sha256 from listingd.forget_steps($1) as f (sha256)
+
+-- name: find_full_budget
+-- The budget with no room for so much more, if any. $1 user, $2 project, $3 USD, $4 default limits numeric[6]
+select b.scope, b.subject, b.period, b.limit_usd, b.used_usd, b.ends_in_s
+from listingd.find_full_budget($1, $2, (now() at time zone 'utc')::date, $3, $4) as b
+
+-- name: set_budget
+-- $1 scope, $2 subject, $3 period, $4 limit in USD (null: no limit)
+insert into listingd.budgets (scope, subject, period, limit_usd)
+values ($1, $2, $3, $4)
+on conflict (scope, subject, period) do update set limit_usd = excluded.limit_usd, updated_at = now()
+
+-- name: drop_budget
+-- Back to the settings' default. $1 scope, $2 subject, $3 period
+delete from listingd.budgets where scope = $1 and subject = $2 and period = $3
+
+-- name: read_budgets
+-- Every set budget and every counter of the present day and month: scope, subject, period, is_set, limit_usd,
+-- reserved_usd, spent_usd. $1 scope or null, $2 subject or null, $3 limit
+with present as (
+    select k.starts, k.period
+    from listingd.spend_keys('', null, (now() at time zone 'utc')::date) as k
+    where k.scope = 'total'
+),
+counted as (
+    select s.scope, s.subject, s.period, s.reserved_usd, s.spent_usd
+    from present as p
+    join listingd.spend as s on s.starts = p.starts and s.period = p.period
+)
+select
+    coalesce(b.scope, c.scope) as scope,
+    coalesce(b.subject, c.subject) as subject,
+    coalesce(b.period, c.period) as period,
+    b.scope is not null as is_set,
+    b.limit_usd,
+    coalesce(c.reserved_usd, 0) as reserved_usd,
+    coalesce(c.spent_usd, 0) as spent_usd
+from listingd.budgets as b
+full join counted as c on c.scope = b.scope and c.subject = b.subject and c.period = b.period
+where
+    ($1::text is null or coalesce(b.scope, c.scope) = $1)
+    and ($2::text is null or coalesce(b.subject, c.subject) = $2)
+order by 1 desc, 2, 3
+limit $3
+
+-- name: cost_of_jobs
+-- One row a job: job_id, estimated_usd, actual_usd, unknown_calls; children count with their parent. $1 jobs
+select
+    a.id as job_id,
+    coalesce(sum(s.estimated_usd) filter (where s.state <> 'failed'), 0) as estimated_usd,
+    coalesce(sum(s.actual_usd), 0) as actual_usd,
+    count(*) filter (where s.state = 'unknown') as unknown_calls
+from unnest($1::uuid[]) as a (id)
+left join lateral (
+    select a.id
+    union all
+    select j.id from listingd.jobs as j where j.parent_id = a.id
+) as f (id) on true
+left join listingd.steps as s on s.job_id = f.id
+group by a.id
+
+-- name: read_calls
+-- A job's own steps, oldest first: what was called, what it cost, how it ended. $1 job
+select
+    s.id, s.name, s.provider, s.model, s.state, s.tries, s.estimated_usd, s.actual_usd, s.request_id, s.code,
+    s.created_at, s.ended_at
+from listingd.steps as s
+where s.job_id = $1
+order by s.created_at, s.id
+
+-- name: read_spending
+-- Calls and money grouped as asked: day, kind, provider, user_id (null where not grouped by), calls, failed_calls,
+-- unknown_calls, estimated_usd, actual_usd. $1 from, $2 to, $3 user or null for all,
+-- $4 by day, $5 by kind, $6 by provider, $7 by user, $8 limit
+select
+    case when $4 then s.reserved_on end as day,
+    case when $5 then s.kind end as kind,
+    case when $6 then s.provider end as provider,
+    case when $7 then s.user_id end as user_id,
+    count(*) as calls,
+    count(*) filter (where s.state = 'failed') as failed_calls,
+    count(*) filter (where s.state = 'unknown') as unknown_calls,
+    coalesce(sum(s.estimated_usd) filter (where s.state <> 'failed'), 0) as estimated_usd,
+    coalesce(sum(s.actual_usd), 0) as actual_usd
+from listingd.steps as s
+where s.created_at >= $1 and s.created_at < $2 and ($3::text is null or s.user_id = $3)
+group by 1, 2, 3, 4
+order by 1, 2, 3, 4
+limit $8
