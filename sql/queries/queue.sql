@@ -3,21 +3,22 @@
 -- $1 ids uuid[], $2 kinds, $3 users, $4 projects uuid[], $5 priorities, $6 max_attempts, $7 inputs (JSON text),
 -- $8 metadata (JSON text), $9 tags (JSON text or null), $10 run_at[], $11 expires_at[], $12 webhooks (JSON text),
 -- $13 unique_keys, $14 born (claimed at birth), $15 principals, $16 idempotency keys, $17 fingerprints,
--- $18 worker, $19 notify other processes
+-- $18 ids of a keyed batch (JSON text), $19 the job that carries the key of this one's batch,
+-- $20 worker, $21 notify other processes
 with asked as (
     select *
     from unnest(
         $1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::int2[], $6::int2[], $7::text[],
         $8::text[], $9::text[], $10::timestamptz[], $11::timestamptz[], $12::text[],
-        $13::text[], $14::boolean[], $15::text[], $16::text[], $17::text[]
+        $13::text[], $14::boolean[], $15::text[], $16::text[], $17::text[], $18::text[], $19::uuid[]
     ) with ordinality as a (
         id, kind, user_id, project_id, priority, max_attempts, input, metadata, tags, run_at, expires_at,
-        webhook, unique_key, born, principal, key, fingerprint, n
+        webhook, unique_key, born, principal, key, fingerprint, response, keyed_by, n
     )
 ),
 keyed as (
-    insert into listingd.idempotency_keys (principal, key, fingerprint, job_id)
-    select a.principal, a.key, a.fingerprint, a.id
+    insert into listingd.idempotency_keys (principal, key, fingerprint, job_id, response)
+    select a.principal, a.key, a.fingerprint, a.id, a.response::jsonb
     from asked as a
     where a.key is not null
     on conflict do nothing
@@ -26,7 +27,7 @@ keyed as (
 fresh as (
     select *
     from asked as a
-    where a.key is null or a.id in (select k.job_id from keyed as k)
+    where a.keyed_by is null or a.keyed_by in (select k.job_id from keyed as k)
 ),
 states as (
     insert into listingd.job_states (
@@ -37,7 +38,7 @@ states as (
         f.id, f.run_at, f.expires_at, f.priority, f.max_attempts, f.kind, f.user_id, f.unique_key,
         case when f.born then 'processing' else 'pending' end,
         case when f.born then 1 else 0 end,
-        case when f.born then $18::bigint end,
+        case when f.born then $20::bigint end,
         case when f.born then now() end
     from fresh as f
     order by f.n
@@ -64,7 +65,7 @@ projects as (
     where f.project_id is not null
     on conflict do nothing
 )
-select s.id, s.fence, s.state, now() as created_at, case when $19 then pg_notify('listingd_jobs', '') end as notified
+select s.id, s.fence, s.state, now() as created_at, case when $21 then pg_notify('listingd_jobs', '') end as notified
 from states as s
 
 -- name: read_idempotency_keys
@@ -109,13 +110,13 @@ moved as (
     where s.fence = e.fence and s.state = 'processing' and s.worker = $7
     returning
         s.id, s.parent_id, e.fence as ended_fence, s.fence, s.state, s.kind, s.user_id, s.priority,
-        s.attempt + e.give_back as attempt, s.started_at, e.error, e.delay_s
+        s.attempt + e.give_back as attempt, s.started_at, e.error, e.delay_s, e.give_back
 ),
 recorded as (
     insert into listingd.attempts (job_id, attempt, fence, worker, started_at, code, error)
     select m.id, m.attempt, m.ended_fence, $7, m.started_at, coalesce(m.error::jsonb ->> 'code', 'unknown'), m.error::jsonb
     from moved as m
-    where m.error is not null
+    where m.error is not null and m.give_back = 0
 ),
 released as (
     select r.*
@@ -392,3 +393,15 @@ where (i.principal, i.key) in (
 -- name: prune_workers
 -- Runs that ended more than a day ago.
 delete from listingd.workers where stopped_at < now() - interval '1 day'
+
+-- name: notify_probe
+-- The listener's round trip. $1 channel
+select pg_notify($1, '')
+
+-- name: read_own_claims
+-- The jobs this worker holds for longer than so many seconds. $1 worker, $2 first fence, $3 seconds
+select s.id, s.fence, s.kind, s.user_id, s.attempt, s.max_attempts
+from listingd.job_states as s
+where
+    s.fence >= $2 and s.worker = $1 and s.state = 'processing'
+    and s.started_at < now() - make_interval(secs => $3)

@@ -1,0 +1,191 @@
+"""Feeds the scheduler from the database: what is ready, what becomes due, what was missed.
+
+Walks job_states upwards in the order of `fence` from where it stands, so finished rows and dead versions are
+never looked at again. Looks when told (NOTIFY, the end of a fan-out), and every poll_s without being told.
+
+    start:   the mark (nothing below it is ready) -> all pending from there on -> then onwards by fence
+    onwards: rows above the cursor, and the holes (fences drawn by transactions that had not committed)
+    due:     rows whose run_at falls into the next horizon go to the scheduler's timers
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from daemon import logs
+from daemon.queue import Queue, ReadyRow
+from daemon.scheduler import FenceCursor, Scheduler
+
+READ_SIZE = 2000
+HORIZON_S = 30.0
+"""run_at within so many seconds is held as a timer; later ones stay in the database."""
+TIMER_MARGIN_S = 0.001
+"""A timer that fires a hair before the database's clock agrees would lose its claim until the next poll."""
+MARK_EVERY_S = 30.0
+
+log = logs.get_logger()
+
+
+class Feeder:
+    """on_ready: called after something was added to the scheduler."""
+
+    def __init__(
+        self, queue: Queue, scheduler: Scheduler, *, poll_s: float, on_ready: Callable[[], None]
+    ) -> None:
+        self._queue = queue
+        self._scheduler = scheduler
+        self._poll_s = poll_s
+        self._on_ready = on_ready
+        self._wanted = asyncio.Event()
+        self._cursor = FenceCursor()
+        self._doubts: set[int] = set()
+        self._foreign: set[int] = set()  # pending jobs of kinds that workers in other languages run
+        self._recheck = False
+        self._due_until: float | None = None  # loop time up to which run_at is held as timers
+        self._marked_at = 0.0
+        self._first_mark = 0
+        self._started_at_snapshot: int | None = None
+
+    def look(self) -> None:
+        """Something is ready, or may be."""
+        self._wanted.set()
+
+    def doubt(self, fence: int) -> None:
+        """A claim came back empty: read that row again before forgetting it."""
+        self._doubts.add(fence)
+
+    def recheck(self) -> None:
+        """Resolve the doubts now: claims were on their way when the connection was lost."""
+        self._recheck = True
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Feed for ever. Errors: Unavailable; run again, it starts from the mark."""
+        await self._start()
+        while True:
+            next_due_s = self._scheduler.promote_due()
+            self._on_ready()
+            timeout_s = self._poll_s if next_due_s is None else min(self._poll_s, next_due_s)
+            polled = False
+            try:
+                async with asyncio.timeout(max(timeout_s, 0)):
+                    await self._wanted.wait()
+            except TimeoutError:
+                polled = next_due_s is None or next_due_s >= self._poll_s
+            self._wanted.clear()
+            if self._scheduler.promote_due() is not None or not polled:
+                self._on_ready()
+            await self._read_onwards()
+            if polled or self._recheck:
+                self._recheck = False
+                await self._resolve_doubts()
+            if polled:
+                await self._read_due()
+                await self._refill()
+                await self._raise_mark()
+
+    async def _start(self) -> None:
+        """Everything pending from the mark on. Transactions that were open then may still fill fences below
+        the cursor; once they have ended, the same stretch is read a second time."""
+        mark, last = await self._queue.read_mark()
+        _, self._started_at_snapshot = await self._queue.read_snapshot()
+        self._first_mark = mark
+        self._cursor = FenceCursor(last)
+        self._due_until = None
+        await self._read_pending(mark, last)
+        await self._read_due()
+        self._on_ready()
+
+    async def _read_pending(self, fence: int, last: int) -> None:
+        while True:
+            rows = await self._queue.read_pending_from(fence, None, READ_SIZE)
+            for row in rows:
+                if row.fence <= last:
+                    self._add(row)
+            if len(rows) < READ_SIZE or rows[-1].fence >= last:
+                return
+            fence = rows[-1].fence + 1
+            self._on_ready()
+
+    async def _read_onwards(self) -> None:
+        while True:
+            holes = sorted(self._cursor.holes)
+            rows = await self._queue.read_ready(self._cursor.last, holes, READ_SIZE)
+            filled = set(holes)
+            ahead = 0
+            for row in sorted(rows, key=lambda r: r.fence):
+                ahead += row.fence not in filled
+                self._cursor.saw(row.fence)
+                if row.state == "pending":
+                    self._add(row)
+            if rows:
+                self._on_ready()
+            if ahead < READ_SIZE:
+                break
+        if self._cursor.holes or self._started_at_snapshot is not None:
+            oldest, following = await self._queue.read_snapshot()
+            self._cursor.settle(oldest, following)
+            if self._started_at_snapshot is not None and oldest >= self._started_at_snapshot:
+                self._started_at_snapshot = None
+                await self._read_pending(self._first_mark, self._cursor.last)
+
+    def _add(self, row: ReadyRow) -> None:
+        wait_s = row.wait_s
+        if wait_s is not None and wait_s > HORIZON_S:
+            return  # _read_due brings it in time
+        if row.kind not in self._scheduler.kinds:
+            if wait_s is None:
+                self._foreign.add(row.fence)
+            return
+        self._scheduler.add(
+            row.fence, row.kind, row.user_id, row.priority,
+            wait_s=0.0 if wait_s is None or wait_s <= 0 else wait_s + TIMER_MARGIN_S,
+            age_s=max(row.age_s, 0.0),
+        )  # fmt: skip
+
+    async def _read_due(self) -> None:
+        """Hold what becomes due within the horizon. Overlaps generously: what is held is not added twice."""
+        now = asyncio.get_running_loop().time()
+        if self._due_until is not None and self._due_until - now > 2 * self._poll_s:
+            return
+        from_s = None if self._due_until is None else self._due_until - now - 2 * self._poll_s
+        while True:
+            rows = await self._queue.read_due(from_s, HORIZON_S, READ_SIZE)
+            for row in rows:
+                self._add(row)
+            if len(rows) < READ_SIZE or rows[-1].wait_s is None or rows[-1].wait_s == from_s:
+                break
+            from_s = rows[-1].wait_s - 0.001
+        self._due_until = now + HORIZON_S
+        self._on_ready()
+
+    async def _resolve_doubts(self) -> None:
+        """Claims that came back empty: usually another process was faster; a row that was only locked for
+        a moment is still pending and comes back."""
+        doubts, self._doubts = self._doubts, set()
+        if doubts:
+            for row in await self._queue.read_ready(self._cursor.last, sorted(doubts), 0):
+                if row.state == "pending":
+                    self._add(row)
+
+    async def _refill(self) -> None:
+        while (spilled := self._scheduler.spilled()) is not None:
+            user_id, fence = spilled
+            self._scheduler.begin_refill(user_id)
+            for row in await self._queue.read_pending_from(fence, user_id, READ_SIZE):
+                self._add(row)
+            self._on_ready()
+
+    async def _raise_mark(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._marked_at < MARK_EVERY_S or self._started_at_snapshot is not None:
+            return
+        self._marked_at = now
+        if self._foreign:
+            rows = await self._queue.read_ready(self._cursor.last, sorted(self._foreign), 0)
+            self._foreign = {row.fence for row in rows if row.state == "pending"}
+        held = self._scheduler.lowest_fence()
+        candidates = [f for f in (held, min(self._cursor.holes, default=None)) if f is not None]
+        candidates.extend(self._doubts | self._foreign)
+        await self._queue.raise_mark(min(candidates, default=self._cursor.last + 1))

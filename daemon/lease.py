@@ -1,0 +1,129 @@
+"""The process's lease: one row in listingd.workers, extended from a thread and a connection of its own.
+
+While the lease stands, the jobs that this process claimed are its own. A heartbeat that shared the event loop
+would stop with it; so the thread runs a loop of its own, and `is_safe` compares monotonic times: a process
+that could not confirm its lease for 60 % of it stops its jobs itself, well before another takes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import asyncpg
+
+from daemon import db as database
+from daemon import logs
+from daemon.errors import Misconfigured, Unavailable
+
+SAFE_SHARE = 0.6
+"""Of the lease: without a confirmation for so long the process must stop its jobs."""
+
+log = logs.get_logger()
+
+
+class Lease:
+    """This run of the process in listingd.workers.
+
+    load: () -> (jobs running, draining), asked at each heartbeat. Threads: `start` and `stop` belong to the
+    event loop; the heartbeat thread only touches `confirmed_at` and `gone`.
+    """
+
+    def __init__(
+        self,
+        db: database.Database,
+        *,
+        instance: str,
+        lease_s: float,
+        heartbeat_s: float,
+        kinds: Sequence[str],
+        concurrency: int,
+        load: Callable[[], tuple[int, bool]],
+    ) -> None:
+        self._db = db
+        self.instance = instance
+        self.lease_s = lease_s
+        self._heartbeat_s = heartbeat_s
+        self._kinds = list(kinds)
+        self._concurrency = concurrency
+        self._load = load
+        self.worker_id: int | None = None
+        self.confirmed_at = float("-inf")
+        self.gone = False  # another process has declared this one dead
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def is_safe(self) -> bool:
+        """Whether the claimed jobs are surely still ours."""
+        return not self.gone and time.monotonic() - self.confirmed_at < SAFE_SHARE * self.lease_s
+
+    async def start(self, *, alone: bool) -> int:
+        """Register this run and begin to beat; the worker id.
+
+        alone: a lock on the state dir proves that no other process has this instance name here.
+        Errors: Misconfigured when another live process uses the same instance name; Unavailable.
+        """
+        rivals = await self._db.fetch("find_rivals", self.instance)
+        host = os.uname().nodename
+        for rival in rivals:
+            info = json.loads(rival["info_text"])
+            if alone and info.get("host") == host and info.get("state_dir_locked"):
+                continue  # our own earlier run, dead since we hold its lock
+            raise Misconfigured(
+                f"Another live process (pid {info.get('pid')} on {info.get('host')}) uses the instance name"
+                f" {self.instance}.",
+                hint=f"Give each daemon its own LISTINGD_INSTANCE, or wait {rival['left_s']:.0f} s if that"
+                " process has just died.",
+            )
+        began = time.monotonic()
+        row = await self._db.fetchrow(
+            "start_worker", self.instance, self.lease_s, self._kinds, self._concurrency,
+            json.dumps({"host": host, "pid": os.getpid(), "state_dir_locked": alone}),
+        )  # fmt: skip
+        assert row is not None  # insert … returning
+        self.worker_id = row["id"]
+        self.confirmed_at = began
+        self.gone = False
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._beat_for_ever, name="heartbeat", daemon=True)
+            self._thread.start()
+        return row["id"]
+
+    async def stop(self) -> None:
+        """End the heartbeat and give the lease back."""
+        self._stop.set()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, 2.0)
+        if self.worker_id is not None and not self.gone:
+            await self._db.fetch("stop_worker", self.worker_id)
+
+    def _beat_for_ever(self) -> None:
+        while not self._stop.is_set():
+            try:
+                asyncio.run(self._beat())
+            except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+                log.warning("service.heartbeat_missed", error=str(exc) or type(exc).__name__)
+            self._stop.wait(min(1.0, self._heartbeat_s / 4))
+
+    async def _beat(self) -> None:
+        connection = await self._db.dedicated_connection("heartbeat")
+        try:
+            while not self._stop.is_set():
+                began = time.monotonic()
+                running, draining = self._load()
+                with database.translate_errors():
+                    async with asyncio.timeout(self._heartbeat_s):
+                        held = await connection.fetchval(
+                            self._db.sql["extend_lease"], self.worker_id, self.lease_s, running, draining
+                        )
+                if held:
+                    self.confirmed_at = began
+                else:
+                    self.gone = True
+                await asyncio.to_thread(self._stop.wait, self._heartbeat_s)
+        finally:
+            connection.terminate()

@@ -1,0 +1,475 @@
+"""Every state change of a job, one method per statement (sql/queries/queue.sql, sql/functions).
+
+Must never: build SQL text, decide who runs next (scheduler.py), or know HTTP. A write of an attempt names
+its fence and worker; what matches no row is lost: another attempt, a cancel or an erase came first.
+
+Creates commit together: while one statement is in flight the next batch gathers (natural group commit), so
+idle latency is one round trip and a crowd costs few transactions. A job whose user has nothing older waiting
+is stored already claimed when a slot is free (claim at birth).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+import asyncpg
+
+from daemon import db as database
+from daemon.errors import Conflict, InvalidInput, Unavailable
+from daemon.jobs import ChildJob, ClaimedJob, NewJob, State, new_id
+
+MAX_BATCH = 1000
+"""Jobs stored by one statement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """A caller's Idempotency-Key. fingerprint: a hash of the request body."""
+
+    principal: str
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A job that was asked for. replayed: an earlier call with the same key made it. existing: an active job
+    of the same user holds the unique key; nothing was stored."""
+
+    id: UUID
+    created_at: datetime | None
+    replayed: bool = False
+    existing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobMove:
+    """A job's state after a cancel or a retry. changed: False when it was not in a state for it."""
+
+    id: UUID
+    state: State
+    cancel_requested: bool
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """One attempt's end, as the flush writes it. delay_s only counts for pending."""
+
+    fence: int
+    state: State
+    result_text: str | None = None
+    error_text: str | None = None
+    delay_s: float = 0.0
+    gives_back: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyRow:
+    """A job as the scheduler needs it. wait_s: seconds until run_at, None without one; age_s: since ready."""
+
+    fence: int
+    state: str
+    kind: str
+    user_id: str
+    priority: int
+    wait_s: float | None
+    age_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """What a flush did: the jobs claimed, the fences of attempts that were no longer ours, what is ready again."""
+
+    claimed: list[ClaimedJob]
+    lost: list[int]
+    ready: list[ReadyRow]
+
+
+class BirthDesk(Protocol):
+    """Says whether a new job may start at birth, and starts it once it is stored (workers.py)."""
+
+    worker_id: int | None
+
+    def admit(self, kind: str, user_id: str) -> bool: ...
+
+    def give_back(self, kind: str, user_id: str) -> None: ...
+
+    def start(self, job: ClaimedJob) -> None: ...
+
+    def offer(self, fence: int, kind: str, user_id: str, priority: int) -> None: ...
+
+    def look(self) -> None:
+        """Something is ready that only the database knows in full."""
+        ...
+
+
+class NoBirths:
+    """For a process that only enqueues: every job is stored pending and the daemons are told."""
+
+    worker_id: int | None = None
+
+    def admit(self, kind: str, user_id: str) -> bool:
+        return False
+
+    def give_back(self, kind: str, user_id: str) -> None: ...
+
+    def start(self, job: ClaimedJob) -> None: ...
+
+    def offer(self, fence: int, kind: str, user_id: str, priority: int) -> None: ...
+
+    def look(self) -> None: ...
+
+
+@dataclass(slots=True)
+class _Ask:
+    """One caller's jobs on their way into a batch."""
+
+    jobs: Sequence[NewJob]
+    ids: list[UUID]
+    idempotency: Idempotency | None
+    done: asyncio.Future[list[Created]]
+
+
+class Queue:
+    """The durable queue. `run_creator` must be running for `create` to return."""
+
+    def __init__(self, db: database.Database, *, births: BirthDesk | None = None) -> None:
+        self._db = db
+        self.births: BirthDesk = births or NoBirths()
+        self.rivals = True  # other processes are alive: tell them of new jobs
+        self._asks: list[_Ask] = []
+        self._asked = asyncio.Event()
+
+    # -- create -------------------------------------------------------------------------------------
+
+    async def create(
+        self, jobs: Sequence[NewJob], *, idempotency: Idempotency | None = None
+    ) -> list[Created]:
+        """Store jobs in one transaction; in order. Returns after the commit.
+
+        Errors: InvalidInput (idempotency_key_reused; a value that the database cannot hold),
+        Conflict (idempotency_in_flight), Unavailable (nothing is known to be stored).
+        """
+        if len(jobs) > MAX_BATCH:
+            raise InvalidInput(f"At most {MAX_BATCH} jobs at once.", code="batch_too_large")
+        if not jobs:
+            return []
+        ask = _Ask(
+            jobs, [new_id() for _ in jobs], idempotency, asyncio.get_running_loop().create_future()
+        )
+        self._asks.append(ask)
+        self._asked.set()
+        return await ask.done
+
+    async def run_creator(self) -> None:
+        """Store what callers ask for, for ever; one statement in flight, on a connection of its own."""
+        connection = await self._db.dedicated_connection("creator")
+        try:
+            while True:
+                await self._asked.wait()
+                self._asked.clear()
+                while self._asks:
+                    batch = self._next_batch()
+                    try:
+                        await self._store(connection, batch)
+                    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as exc:
+                        await self._store_one_by_one(connection, batch, exc)
+                    except BaseException as exc:
+                        self._refuse(batch, exc)
+                        raise
+        finally:
+            connection.terminate()
+
+    async def _fetch(self, connection: database.Connection, name: str, *args: Any) -> list[asyncpg.Record]:
+        with database.translate_errors():
+            return await connection.fetch(self._db.sql[name], *args)
+
+    def refuse_all(self, why: Unavailable) -> None:
+        """Answer everybody who waits: used when the creator cannot connect."""
+        asks, self._asks = self._asks, []
+        for ask in asks:
+            if not ask.done.done():
+                ask.done.set_exception(why)
+
+    def _next_batch(self) -> list[_Ask]:
+        size = 0
+        for count, ask in enumerate(self._asks):
+            size += len(ask.jobs)
+            if size > MAX_BATCH and count:
+                break
+        else:
+            count = len(self._asks)
+        batch, self._asks = self._asks[:count], self._asks[count:]
+        return batch
+
+    @staticmethod
+    def _refuse(batch: Sequence[_Ask], exc: BaseException) -> None:
+        if not isinstance(exc, Exception):  # cancelled: the process stops
+            exc = Unavailable("The daemon is stopping.", data={"retry_after_s": 2})
+        for ask in batch:
+            if not ask.done.done():
+                ask.done.set_exception(exc)
+
+    async def _store_one_by_one(
+        self, connection: database.Connection, batch: Sequence[_Ask], exc: asyncpg.PostgresError
+    ) -> None:
+        """One caller's unreadable value must not refuse the others' jobs."""
+        if len(batch) == 1:
+            self._refuse(
+                batch,
+                InvalidInput(f"The database cannot hold a value of this job: {exc}.", code="not_storable"),
+            )
+            return
+        for ask in batch:
+            try:
+                await self._store(connection, [ask])
+            except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as own:
+                await self._store_one_by_one(connection, [ask], own)
+
+    async def _store(self, connection: database.Connection, batch: Sequence[_Ask]) -> None:
+        rows: list[tuple[Any, ...]] = []
+        born: dict[UUID, NewJob] = {}
+        for ask in batch:
+            key = ask.idempotency
+            for index, (job_id, job) in enumerate(zip(ask.ids, ask.jobs, strict=True)):
+                at_birth = (
+                    job.run_at is None and job.unique_key is None and self.births.admit(job.kind, job.user_id)
+                )
+                if at_birth:
+                    born[job_id] = job
+                first = key is not None and index == 0
+                rows.append((
+                    job_id, job.kind, job.user_id, job.project_id, job.priority, job.max_attempts,
+                    json.dumps(job.input), json.dumps(job.metadata) if job.metadata else None,
+                    json.dumps(job.tags) if job.tags else None, job.run_at, job.expires_at,
+                    None if job.webhook is None else json.dumps(job.webhook), job.unique_key, at_birth,
+                    key.principal if first and key else None, key.key if first and key else None,
+                    key.fingerprint if first and key else None,
+                    json.dumps([str(i) for i in ask.ids]) if first and len(ask.ids) > 1 else None,
+                    ask.ids[0] if key else None,
+                ))  # fmt: skip
+        try:
+            stored = await self._fetch(
+                connection, "create_jobs", *map(list, zip(*rows, strict=True)), self.births.worker_id, self.rivals
+            )
+        except BaseException:
+            for job in born.values():
+                self.births.give_back(job.kind, job.user_id)
+            raise
+        found = {row[0]: row for row in stored}
+        self._hand_out(batch, found, born)
+        await self._answer(connection, batch, found)
+
+    def _hand_out(
+        self, batch: Sequence[_Ask], found: Mapping[UUID, asyncpg.Record], born: Mapping[UUID, NewJob]
+    ) -> None:
+        """Start what was born running, offer the rest to the scheduler."""
+        for ask in batch:
+            for job_id, job in zip(ask.ids, ask.jobs, strict=True):
+                row = found.get(job_id)
+                if row is None:
+                    if job_id in born:
+                        self.births.give_back(job.kind, job.user_id)
+                elif job_id in born:
+                    self.births.start(
+                        ClaimedJob(
+                            id=job_id, fence=row[1], kind=job.kind, user_id=job.user_id, attempt=1,
+                            max_attempts=job.max_attempts, input_text=json.dumps(job.input),
+                            project_id=job.project_id,
+                        )
+                    )  # fmt: skip
+                elif job.run_at is None:
+                    self.births.offer(row[1], job.kind, job.user_id, job.priority)
+                else:
+                    self.births.look()  # the database owns the clock: it says in how many seconds it is due
+
+    async def _answer(
+        self, connection: database.Connection, batch: Sequence[_Ask], found: Mapping[UUID, asyncpg.Record]
+    ) -> None:
+        for ask in batch:
+            if all(job_id in found for job_id in ask.ids):
+                if not ask.done.done():
+                    ask.done.set_result([Created(i, found[i][3]) for i in ask.ids])
+            else:
+                try:
+                    answer = await self._explain_missing(connection, ask, found)
+                except Exception as exc:  # handed to the caller who asked, who translates it
+                    if not ask.done.done():
+                        ask.done.set_exception(exc)
+                else:
+                    if not ask.done.done():
+                        ask.done.set_result(answer)
+
+    async def _explain_missing(
+        self, connection: database.Connection, ask: _Ask, found: Mapping[UUID, asyncpg.Record]
+    ) -> list[Created]:
+        """Why some of a caller's jobs were not stored: a taken idempotency key, or held unique keys."""
+        if ask.idempotency is not None and ask.ids[0] not in found and ask.jobs[0].unique_key is None:
+            return await self._replay(connection, ask.idempotency)
+        holders = await self._fetch(
+            connection,
+            "read_unique_holders",
+            [job.user_id for job in ask.jobs],
+            [job.unique_key for job in ask.jobs],
+        )
+        by_key = {(row["user_id"], row["unique_key"]): row["id"] for row in holders}
+        answer = []
+        for job_id, job in zip(ask.ids, ask.jobs, strict=True):
+            if job_id in found:
+                answer.append(Created(job_id, found[job_id][3]))
+            elif (holder := by_key.get((job.user_id, job.unique_key))) is not None:
+                answer.append(Created(holder, None, existing=True))
+            else:
+                raise Conflict(
+                    "The job that held this unique key ended at this moment.",
+                    code="unique_key_moved", hint="Send the request again.", data={"retry_after_s": 1},
+                )  # fmt: skip
+        return answer
+
+    async def _replay(self, connection: database.Connection, key: Idempotency) -> list[Created]:
+        rows = await self._fetch(connection, "read_idempotency_keys", [key.principal], [key.key])
+        if not rows:
+            raise Conflict(
+                "A request with the same Idempotency-Key is in flight.",
+                code="idempotency_in_flight", data={"retry_after_s": 1},
+            )  # fmt: skip
+        if rows[0]["fingerprint"] != key.fingerprint:
+            raise InvalidInput(
+                "This Idempotency-Key was used with another request body.",
+                code="idempotency_key_reused",
+                hint="Use a new key for a new request.",
+            )
+        ids = json.loads(rows[0]["response"]) if rows[0]["response"] else [str(rows[0]["job_id"])]
+        return [Created(UUID(i), None, replayed=True) for i in ids]
+
+    # -- finish and claim ---------------------------------------------------------------------------------
+
+    async def flush(
+        self, connection: database.Connection, ended: Sequence[Ended], worker: int, claims: Sequence[int]
+    ) -> Flushed:
+        """Write the ends of attempts and claim jobs by their fences, in one statement.
+
+        A claim that another process was faster on is simply not among the claimed. Errors: Unavailable.
+        """
+        if ended:
+            columns = [
+                [e.fence for e in ended], [e.state for e in ended], [e.result_text for e in ended],
+                [e.error_text for e in ended], [e.delay_s for e in ended], [int(e.gives_back) for e in ended],
+            ]  # fmt: skip
+        else:
+            columns = [[], [], [], [], [], []]
+        rows = await self._fetch(connection, "flush", *columns, worker, claims)
+        meta = json.loads(rows[-1][9])
+        return Flushed(
+            claimed=[
+                ClaimedJob(
+                    id=r[0], fence=r[1], kind=r[2], user_id=r[3], attempt=r[4], max_attempts=r[5],
+                    input_text=r[9], project_id=r[7], parent_id=r[6], slot=r[8],
+                )
+                for r in rows[:-1]
+            ],
+            lost=meta["lost"],
+            ready=[ReadyRow(f, "pending", k, u, p, w or None) for f, k, u, p, w in meta["ready"]],
+        )  # fmt: skip
+
+    async def fan_out(
+        self, fence: int, worker: int, children: Sequence[Mapping[str, Any]]
+    ) -> list[ReadyRow] | None:
+        """Spawn children ({id, kind, slot, input}) and wait for them; what is ready now, None when lost."""
+        rows = await self._db.fetch("fan_out", fence, worker, json.dumps(children))
+        if not rows[0]["ok"]:
+            return None
+        return [
+            ReadyRow(r["fence"], "pending", r["kind"], r["user_id"], r["priority"], None)
+            for r in rows[1:]
+            if r["ok"]
+        ]
+
+    async def report_progress(
+        self, reports: Mapping[int, Mapping[str, Any]], worker: int
+    ) -> set[int]:
+        """Write the latest progress of running jobs; the fences that still were ours."""
+        rows = await self._db.fetch(
+            "report_progress", list(reports), [json.dumps(p) for p in reports.values()], worker
+        )
+        return {row["fence"] for row in rows}
+
+    async def read_children(self, parent_id: UUID) -> list[ChildJob]:
+        """A parent's children with their results."""
+        rows = await self._db.fetch("read_children", parent_id)
+        return [
+            ChildJob(
+                r["id"], r["slot"], State(r["state"]),
+                json.loads(r["result_text"]) if r["result_text"] else None,
+                json.loads(r["error_text"]) if r["error_text"] else None,
+            )
+            for r in rows
+        ]  # fmt: skip
+
+    # -- what users and operators do -------------------------------------------------------------------
+
+    async def cancel(self, job_id: UUID, user_id: str | None = None) -> JobMove | None:
+        """Cancel a job with its children; None for an unknown or foreign id. Idempotent."""
+        row = await self._db.fetchrow("cancel_job", job_id, user_id)
+        if row is None:
+            return None
+        state = State(row["state"])
+        return JobMove(row["id"], state, row["cancel_requested"], state is State.CANCELLED or row["cancel_requested"])
+
+    async def retry(self, job_id: UUID, user_id: str | None = None) -> JobMove | None:
+        """Make a failed or cancelled job pending again; None for an unknown or foreign id."""
+        row = await self._db.fetchrow("retry_job", job_id, user_id)
+        return None if row is None else JobMove(row["id"], State(row["state"]), False, row["retried"])
+
+    # -- what is ready ----------------------------------------------------------------------------------
+
+    async def read_ready(self, after: int, holes: Sequence[int], limit: int) -> list[ReadyRow]:
+        """Jobs above a fence or in the holes, whatever their state, in the order of fences."""
+        rows = await self._db.fetch("read_ready", after, holes, limit)
+        return [ReadyRow(*row) for row in rows]
+
+    async def read_pending_from(self, fence: int, user_id: str | None, limit: int) -> list[ReadyRow]:
+        """Pending jobs without run_at from a fence on, of one user or of all."""
+        return [ReadyRow(*row) for row in await self._db.fetch("read_pending_from", fence, user_id, limit)]
+
+    async def read_due(self, from_s: float | None, to_s: float, limit: int) -> list[ReadyRow]:
+        """Pending jobs due in (from_s, to_s] seconds from now; from_s None: all that are overdue too."""
+        return [ReadyRow(*row) for row in await self._db.fetch("read_due", from_s, to_s, limit)]
+
+    async def read_snapshot(self) -> tuple[int, int]:
+        """(oldest transaction still running, first not yet begun)."""
+        row = await self._db.fetchrow("read_snapshot")
+        assert row is not None  # one row by construction
+        return row["oldest"], row["next"]
+
+    async def read_mark(self) -> tuple[int, int]:
+        """(fence below which nothing is ready, last fence drawn)."""
+        row = await self._db.fetchrow("read_mark")
+        assert row is not None  # the migration stored it
+        return row["fence"], row["last_fence"]
+
+    async def raise_mark(self, fence: int) -> None:
+        await self._db.fetch("raise_mark", fence)
+
+    # -- housekeeping ----------------------------------------------------------------------------------
+
+    async def read_cancels(self, fences: Sequence[int], worker: int) -> list[int]:
+        """Of these running fences, the ones that must stop: cancelled, or no longer this worker's."""
+        return [row["fence"] for row in await self._db.fetch("read_cancels", fences, worker)]
+
+    async def rescue(
+        self, *, allowed_rescues: int, dead_instance: str | None, own_worker: int
+    ) -> list[asyncpg.Record]:
+        """Take the jobs of dead processes back: rows (id, fence, kind, user_id, priority, state, worker)."""
+        return await self._db.fetch("rescue_jobs", allowed_rescues, dead_instance, own_worker)
+
+    async def expire(self, limit: int = 500) -> list[UUID]:
+        """Fail pending jobs whose expires_at has passed."""
+        return [row["id"] for row in await self._db.fetch("expire_jobs", limit)]

@@ -1,0 +1,379 @@
+"""Who runs next: capacity, fairness between users, priorities, due times; and why a job is not running.
+
+Pure memory, no I/O: the feeder tells it what is ready (`add`), the workers ask what to claim (`take`) and
+report what they started and ended. Everything here may be lost at any moment: it is read again from
+job_states, walking upwards in the order of `fence` (see FenceCursor).
+
+    fence order --add--> per user, per kind: a heap by score          take: the user whose turn it is,
+    run_at in future --> timers ------due-------^                           then that user's best score
+
+Score: seconds, smaller is sooner: when the job became ready, minus priority_step_s for each point of
+priority. So a job of priority p is overtaken only by jobs that became ready less than
+(p' - p) * priority_step_s after it: ageing with a proven bound, and a score never changes.
+
+Turns: each user has a virtual time that grows by 1/weight with every job started; the smallest goes first.
+A user who comes back from idling starts at the current virtual time: no credit is saved up. So a user with
+one job waits for at most one turn of the others, whoever has ten thousand.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from time import monotonic
+
+MAX_HEADERS = 200_000
+"""Pending jobs held in memory over all users; beyond a user's share they stay in the database alone."""
+
+MIN_SHARE = 64
+"""Headers that each user may always hold."""
+
+
+class FenceCursor:
+    """Which fences were seen: everything up to `last`, save the holes.
+
+    A fence is drawn inside a transaction and seen only after its commit, so a lower one may appear after a
+    higher one. Each fence skipped is a hole until it is seen, or until every transaction that could
+    have drawn it has ended: those were running when the hole was noticed, so the hole is dropped once the
+    oldest running transaction is younger than the first transaction not yet begun at that time (measured
+    one look later, because a fence may be drawn a moment before its transaction gets a number).
+    """
+
+    __slots__ = ("_waiting", "holes", "last")
+
+    def __init__(self, last: int = 0) -> None:
+        self.last = last
+        self.holes: set[int] = set()
+        self._waiting: list[tuple[int, list[int]]] = []  # (horizon, holes noticed before it)
+
+    def saw(self, fence: int) -> None:
+        """Note one fence; call in ascending order within a read."""
+        if fence > self.last:
+            if fence > self.last + 1:
+                self.holes.update(range(self.last + 1, fence))
+            self.last = fence
+        else:
+            self.holes.discard(fence)
+
+    def settle(self, oldest: int, following: int) -> None:
+        """Drop the holes that can no longer be filled.
+
+        oldest: the lowest transaction still running; following: the first not begun (pg_current_snapshot),
+        both read after the rows were.
+        """
+        kept: list[tuple[int, list[int]]] = []
+        known: set[int] = set()
+        for horizon, fences in self._waiting:
+            if horizon <= oldest:
+                self.holes.difference_update(fences)
+            else:
+                kept.append((horizon, fences))
+                known.update(fences)
+        fresh = [f for f in self.holes if f not in known]
+        if fresh:
+            kept.append((following, fresh))
+        self._waiting = kept
+
+
+@dataclass(slots=True)
+class UserQueue:
+    """One user's ready jobs, per kind a heap of (score, fence)."""
+
+    user_id: str
+    weight: float = 1.0
+    turn: float = 0.0  # virtual time: smallest goes first
+    running: int = 0
+    size: int = 0
+    paused: bool = False
+    spilled_from: int | None = None  # first fence left in the database for want of room
+    heaps: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class KindQueue:
+    """One kind: how many may run, how many do, and the users who have ready jobs of it.
+
+    limit: in this process; None = bounded by the free slots alone. turns: heap of (turn, serial, user);
+    an entry whose turn is older than the user's is put right when it comes up.
+    """
+
+    kind: str
+    limit: int | None = None
+    paused: bool = False
+    running: int = 0
+    ready: int = 0
+    turns: list[tuple[float, int, UserQueue]] = field(default_factory=list)
+    queued_users: set[str] = field(default_factory=set)
+
+    def room(self) -> int:
+        if self.paused:
+            return 0
+        return 1 << 30 if self.limit is None else self.limit - self.running
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a pending job is not running: a stable code and the numbers behind it."""
+
+    code: str
+    message: str
+    numbers: dict[str, float | int | str] = field(default_factory=dict)
+
+
+class Scheduler:
+    """The ready jobs of this process's kinds, and whose turn it is.
+
+    kinds: what this process can run; others are ignored. clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        kinds: Iterable[str],
+        *,
+        priority_step_s: float = 6.0,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.kinds = {kind: KindQueue(kind) for kind in kinds}
+        self.users: dict[str, UserQueue] = {}
+        self.known: dict[int, tuple[str, str]] = {}  # fence -> (kind, user) of all that is held here
+        self.timers: list[tuple[float, int, str, str, int]] = []  # (due at, fence, kind, user, priority)
+        self._step_s = priority_step_s
+        self._clock = clock
+        self._turn = 0.0  # the virtual time of the last job started
+        self._serial = 0
+        self._weights: dict[str, float] = {}
+        self._paused_users: frozenset[str] = frozenset()
+
+    # -- what is ready ---------------------------------------------------------------------------------
+
+    def add(
+        self, fence: int, kind: str, user_id: str, priority: int, *, wait_s: float = 0.0, age_s: float = 0.0
+    ) -> bool:
+        """Hold one pending job; False when it is another's kind, is held already, or spilled."""
+        if fence in self.known or kind not in self.kinds:
+            return False
+        if wait_s > 0:
+            self.known[fence] = (kind, user_id)
+            heapq.heappush(self.timers, (self._clock() + wait_s, fence, kind, user_id, priority))
+            return True
+        user = self.users.get(user_id)
+        if user is None:
+            user = self.users[user_id] = UserQueue(
+                user_id, weight=self._weights.get(user_id, 1.0), turn=self._turn,
+                paused=user_id in self._paused_users,
+            )  # fmt: skip
+        # Once something of a user is spilled, later jobs join it in the database, so that order is kept;
+        # a positive priority may still come in, up to twice the share.
+        share = max(MIN_SHARE, MAX_HEADERS // len(self.users))
+        full = user.size >= share or user.spilled_from is not None
+        if full and (priority <= 0 or user.size >= 2 * share):
+            if user.spilled_from is None or fence < user.spilled_from:
+                user.spilled_from = fence
+            return False
+        self._push(user, fence, kind, self._clock() - age_s - priority * self._step_s)
+        return True
+
+    def _push(self, user: UserQueue, fence: int, kind: str, score: float) -> None:
+        if user.size == 0 and user.turn < self._turn:
+            user.turn = self._turn  # no credit for the time without work
+        heap = user.heaps.get(kind)
+        if heap is None:
+            heap = user.heaps[kind] = []
+        heapq.heappush(heap, (score, fence))
+        user.size += 1
+        self.known[fence] = (kind, user.user_id)
+        queue = self.kinds[kind]
+        queue.ready += 1
+        if user.user_id not in queue.queued_users:
+            queue.queued_users.add(user.user_id)
+            self._serial += 1
+            heapq.heappush(queue.turns, (user.turn, self._serial, user))
+
+    def forget(self, fence: int) -> None:
+        """A fence that was claimed, or proved to be no longer pending."""
+        self.known.pop(fence, None)
+
+    def promote_due(self) -> float | None:
+        """Move what is due from the timers to the ready jobs; seconds until the next, None without one."""
+        now = self._clock()
+        while self.timers and self.timers[0][0] <= now:
+            due_at, fence, kind, user_id, priority = heapq.heappop(self.timers)
+            self.known.pop(fence, None)
+            self.add(fence, kind, user_id, priority, age_s=now - due_at)
+        return self.timers[0][0] - now if self.timers else None
+
+    def spilled(self) -> tuple[str, int] | None:
+        """A user whose share has room again, with the fence from which to read on; None without one."""
+        for user in self.users.values():
+            if user.spilled_from is not None and user.size <= MIN_SHARE // 2:
+                return user.user_id, user.spilled_from
+        return None
+
+    def begin_refill(self, user_id: str) -> None:
+        """The caller reads this user's jobs from `spilled_from` on and adds them again."""
+        self.users[user_id].spilled_from = None
+
+    # -- whose turn it is ------------------------------------------------------------------------------
+
+    def take(self, slots: int) -> list[int]:
+        """Up to `slots` fences to claim now, in the order of turns; they count as running from here on.
+
+        A fence that the claim then does not get back must be given to `ended`.
+        """
+        chosen: list[int] = []
+        while len(chosen) < slots:
+            best: KindQueue | None = None
+            best_turn = math.inf
+            for queue in self.kinds.values():
+                if queue.ready and queue.room() > 0:
+                    turn = self._next_turn(queue)
+                    if turn < best_turn:
+                        best, best_turn = queue, turn
+            if best is None:
+                break
+            user = best.turns[0][2]
+            # Alone in its kind and no other kind waiting: no turns to weigh, take in one go.
+            alone = len(best.turns) == 1 and sum(1 for q in self.kinds.values() if q.ready) == 1
+            count = min(slots - len(chosen), best.room()) if alone else 1
+            chosen.extend(self._start(best, user, count))
+        return chosen
+
+    def _next_turn(self, queue: KindQueue) -> float:
+        """The turn of the user at the head of a kind, after putting stale heads right."""
+        turns = queue.turns
+        while turns:
+            turn, _, user = turns[0]
+            if user.paused or not user.heaps.get(queue.kind):
+                heapq.heappop(turns)
+                queue.queued_users.discard(user.user_id)
+            elif turn < user.turn:
+                self._serial += 1
+                heapq.heapreplace(turns, (user.turn, self._serial, user))
+            else:
+                return turn
+        return math.inf
+
+    def _start(self, queue: KindQueue, user: UserQueue, count: int) -> list[int]:
+        heap = user.heaps[queue.kind]
+        fences = [heapq.heappop(heap)[1] for _ in range(min(count, len(heap)))]
+        taken = len(fences)
+        user.size -= taken
+        user.running += taken
+        self._turn = max(self._turn, user.turn)
+        user.turn += taken / user.weight
+        queue.ready -= taken
+        queue.running += taken
+        return fences
+
+    def admit(self, kind: str, user_id: str) -> bool:
+        """Whether a new job may start at birth: the kind has room and the user has no older ready job.
+
+        True counts it as running. Whether a slot is free is the caller's to know.
+        """
+        queue = self.kinds.get(kind)
+        if queue is None or queue.room() <= 0:
+            return False
+        user = self.users.get(user_id)
+        if user is None:
+            if user_id in self._paused_users:
+                return False
+            user = self.users[user_id] = UserQueue(
+                user_id, weight=self._weights.get(user_id, 1.0), turn=self._turn
+            )
+        if user.paused or user.size or user.spilled_from is not None:
+            return False
+        user.running += 1
+        user.turn = max(user.turn, self._turn) + 1.0 / user.weight
+        queue.running += 1
+        return True
+
+    def ended(self, kind: str, user_id: str) -> None:
+        """A job that was taken or admitted holds its place no longer."""
+        self.kinds[kind].running -= 1
+        user = self.users[user_id]
+        user.running -= 1
+        if not user.running and not user.size and user.spilled_from is None:
+            # Forgetting an idle user keeps the table small; its turn is at most the present one or ahead by
+            # what it just ran, and a user that is ahead is kept until the others have caught up.
+            if user.turn <= self._turn + 1.0 / user.weight:
+                del self.users[user_id]
+
+    # -- settings that change while running ---------------------------------------------------------------
+
+    def configure_kind(self, kind: str, *, limit: int | None, paused: bool) -> None:
+        queue = self.kinds.get(kind)
+        if queue is not None:
+            queue.limit, queue.paused = limit, paused
+
+    def configure_users(self, weights: dict[str, float], paused: frozenset[str]) -> None:
+        """Weights (default 1) and the users on hold; users not named are as if new."""
+        self._weights, self._paused_users = weights, paused
+        for user in self.users.values():
+            user.weight = weights.get(user.user_id, 1.0)
+            resumed = user.paused and user.user_id not in paused
+            user.paused = user.user_id in paused
+            if resumed:
+                for kind, heap in user.heaps.items():
+                    queue = self.kinds[kind]
+                    if heap and user.user_id not in queue.queued_users:
+                        queue.queued_users.add(user.user_id)
+                        self._serial += 1
+                        heapq.heappush(queue.turns, (user.turn, self._serial, user))
+
+    # -- what an operator may ask ---------------------------------------------------------------------
+
+    @property
+    def ready(self) -> int:
+        return sum(queue.ready for queue in self.kinds.values())
+
+    def lowest_fence(self) -> int | None:
+        """No ready job that this scheduler knows of has a lower fence; timers do not count."""
+        timed = {entry[1] for entry in self.timers}
+        held = [fence for fence in self.known if fence not in timed]
+        spilled = [u.spilled_from for u in self.users.values() if u.spilled_from is not None]
+        return min(held + spilled, default=None)
+
+    def explain(
+        self, *, fence: int, kind: str, user_id: str, due_in_s: float | None, free_slots: int, live_workers: int
+    ) -> Reason:
+        """The first reason why a pending job is not running, with its numbers."""
+        queue = self.kinds.get(kind)
+        user = self.users.get(user_id)
+        if due_in_s is not None and due_in_s > 0:
+            return Reason("not_due", f"It is due in {due_in_s:.1f} s.", {"due_in_s": round(due_in_s, 3)})
+        if live_workers == 0:
+            return Reason("no_worker", "No worker process is alive.", {"live_workers": 0})
+        if queue is None:
+            return Reason("no_handler", f"No live worker runs jobs of kind {kind}.", {"kind": kind})
+        if queue.paused:
+            return Reason("kind_paused", f"Kind {kind} is paused.", {"kind": kind})
+        if user_id in self._paused_users:
+            return Reason("user_paused", "This user's jobs are on hold.")
+        if queue.limit is not None and queue.running >= queue.limit:
+            return Reason(
+                "kind_full", f"{queue.running} of {queue.limit} jobs of kind {kind} are running.",
+                {"running": queue.running, "limit": queue.limit},
+            )  # fmt: skip
+        ahead = self.position(fence, kind, user_id)
+        if free_slots <= 0:
+            return Reason(
+                "no_free_slot", f"All slots are taken; {ahead} jobs are ahead.", {"ahead": ahead, "free_slots": 0}
+            )
+        if user is not None and user.turn > self._turn:
+            return Reason(
+                "other_users_turn", "Other users' jobs have their turn first.",
+                {"turns_behind": round(user.turn - self._turn, 3), "ahead": ahead},
+            )  # fmt: skip
+        return Reason("starting", "It is about to start.", {"ahead": ahead})
+
+    def position(self, fence: int, kind: str, user_id: str) -> int:
+        """How many ready jobs come before this one: the user's own better ones, and for each of them and
+        for itself one of every other user (equal weights assumed)."""
+        user = self.users.get(user_id)
+        heap = user.heaps.get(kind, []) if user else []
+        own = next((entry for entry in heap if entry[1] == fence), None)
+        mine = sum(1 for entry in heap if own is None or entry < own)
+        others = sum(min(u.size, mine + 1) for u in self.users.values() if u.user_id != user_id)
+        return mine + others

@@ -1,0 +1,539 @@
+"""The bounded pool of coroutine workers: runs claimed jobs to an outcome, and flushes outcomes and claims.
+
+    scheduler.take --> flush (finish and claim, one statement) --> todo --> workers --> ended --+
+         ^                ^                                                                     |
+         +----------------+---------------------------------------------------------------------+
+
+One flush is in flight at a time; while it is, the next batch gathers and the workers run what the last one
+claimed. Workers are tasks that live as long as the pool: a job that never waits costs no task of its own.
+A woken worker runs job after job; when one waits, the loop wakes another worker for the rest.
+
+Stopping: no new claims, wait, cancel, release what is left with its attempt given back. A handler that
+swallows its cancellation loses its slot after 10 s: its fence is raised, so it can write nothing any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+from uuid import UUID
+
+from daemon import db as database
+from daemon import logs, metrics, outcomes
+from daemon.changes import Changes
+from daemon.errors import ListingdError, Lost, Unavailable
+from daemon.feeder import Feeder
+from daemon.handlers.context import Handler, JobContext
+from daemon.jobs import ClaimedJob, FannedOut, State, new_id
+from daemon.lease import Lease
+from daemon.queue import Ended, Queue
+from daemon.scheduler import Scheduler
+from daemon.settings import Settings
+
+SWALLOW_GRACE_S = 10.0
+"""A cancelled handler that still runs after so many seconds loses its slot."""
+WATCH_EVERY_S = 0.25
+PROGRESS_EVERY_S = 0.1
+BURST_S = 0.004
+"""Jobs that never wait are run back to back for so long before the loop gets its turn."""
+
+log = logs.get_logger()
+
+
+class Running:
+    """One attempt in a slot. why: None, or why it was cancelled (cancel, stop, lost, timeout)."""
+
+    __slots__ = ("began", "cancelled_at", "context", "deadline", "job", "limit_s", "task", "why")
+
+    def __init__(self, job: ClaimedJob, task: asyncio.Task[None], began: float, limit_s: float) -> None:
+        self.job = job
+        self.task = task
+        self.began = began
+        self.limit_s = limit_s
+        self.deadline = began + limit_s
+        self.why: str | None = None
+        self.cancelled_at = 0.0
+        self.context: JobContext | None = None
+
+
+class Workers:
+    """The pool of one process. Constructing it only stores; `run` does the work until cancelled.
+
+    make_context: builds the JobContext of a claimed job (attempt.py).
+    """
+
+    def __init__(
+        self,
+        *,
+        queue: Queue,
+        db: database.Database,
+        scheduler: Scheduler,
+        handlers: Mapping[str, Handler],
+        make_context: Callable[[ClaimedJob], JobContext],
+        lease: Lease,
+        changes: Changes,
+        settings: Settings,
+    ) -> None:
+        self._queue = queue
+        self._db = db
+        self._scheduler = scheduler
+        self._handlers = handlers
+        self._make_context = make_context
+        self._lease = lease
+        self._changes = changes
+        self._settings = settings
+        self.concurrency = settings.workers.concurrency
+        self.feeder: Feeder | None = None
+        self.draining = False
+        self.running: dict[int, Running] = {}
+        self._todo: deque[ClaimedJob] = deque()
+        self._idle: list[asyncio.Future[None]] = []
+        self._waking = False
+        self._claiming = 0  # slots promised to claims and births in flight
+        self._ended: list[tuple[Ended, ClaimedJob]] = []
+        self._flush_wanted = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._cancels = asyncio.Event()
+        self._progress: dict[int, Mapping[str, Any]] = {}
+        self._progress_wanted = asyncio.Event()
+        self._adopt_at: float | None = None
+        self._low_fence = 1 << 62
+        self._low_candidates: deque[tuple[float, int]] = deque()
+        self._pool: asyncio.TaskGroup | None = None
+        self._limits = settings.workers.attempt_timeouts_s
+        self._limit_s = settings.workers.attempt_timeout_s
+
+    # -- slots ---------------------------------------------------------------------------------------
+
+    @property
+    def worker_id(self) -> int | None:
+        return self._lease.worker_id
+
+    def free_slots(self) -> int:
+        return self.concurrency - len(self.running) - len(self._todo) - self._claiming
+
+    def load(self) -> tuple[int, bool]:
+        """(jobs in hand, draining), for the heartbeat; called from its thread."""
+        return len(self.running) + len(self._todo), self.draining
+
+    def wake(self) -> None:
+        """There may be something to claim."""
+        self._flush_wanted.set()
+
+    def hint_cancel(self) -> None:
+        """Some job is to be cancelled, perhaps one of ours."""
+        self._cancels.set()
+
+    # -- births (queue.BirthDesk) ------------------------------------------------------------------------
+
+    def admit(self, kind: str, user_id: str) -> bool:
+        if self.draining or self.free_slots() <= 0 or not self._lease.is_safe():
+            return False
+        if not self._scheduler.admit(kind, user_id):
+            return False
+        self._claiming += 1
+        return True
+
+    def give_back(self, kind: str, user_id: str) -> None:
+        self._claiming -= 1
+        self._scheduler.ended(kind, user_id)
+        self._adopt_soon()  # the statement may have been committed although its answer was lost
+
+    def start(self, job: ClaimedJob) -> None:
+        self._claiming -= 1
+        self._begin(job)
+
+    def offer(self, fence: int, kind: str, user_id: str, priority: int) -> None:
+        if self._scheduler.add(fence, kind, user_id, priority):
+            self._flush_wanted.set()
+
+    def look(self) -> None:
+        if self.feeder is not None:
+            self.feeder.look()
+
+    # -- running one job --------------------------------------------------------------------------------
+
+    def _begin(self, job: ClaimedJob) -> None:
+        self._todo.append(job)
+        if self._idle and not self._waking:
+            self._waking = True
+            asyncio.get_running_loop().call_soon(self._wake_workers)
+
+    def _wake_workers(self) -> None:
+        """Wake two idle workers for what waits; each wakes two more when its job waits too."""
+        self._waking = False
+        for _ in range(min(2, len(self._todo), len(self._idle))):
+            idle = self._idle.pop()
+            if not idle.done():
+                idle.set_result(None)
+
+    async def _work(self) -> None:
+        """One worker: takes jobs for ever."""
+        loop = asyncio.get_running_loop()
+        todo = self._todo
+        task = asyncio.current_task()
+        assert task is not None  # run by a TaskGroup
+        while True:
+            since = loop.time()
+            while todo:
+                job = todo.popleft()
+                if todo and self._idle and not self._waking:
+                    self._waking = True
+                    loop.call_soon(self._wake_workers)
+                running = Running(job, task, since, self._limits.get(job.kind, self._limit_s))
+                if await self._run(running):
+                    return  # the slot was taken away while the handler refused to stop
+                since = loop.time()
+                if since - running.began > BURST_S or len(self._ended) >= self.concurrency:
+                    await asyncio.sleep(0)
+            idle = loop.create_future()
+            self._idle.append(idle)
+            await idle
+
+    async def _run(self, running: Running) -> bool:
+        """Run one job to its end; True when this worker was replaced meanwhile."""
+        job = running.job
+        self.running[job.fence] = running
+        ended: Ended | None
+        try:
+            running.context = context = self._make_context(job)
+            result = await self._handlers[job.kind](context)
+            if isinstance(result, FannedOut):
+                ended = await self._fan_out(job, result)
+            else:
+                ended = outcomes.completed(job, result)
+        except asyncio.CancelledError:
+            if running.why is None:
+                raise  # the pool itself is being torn down
+            running.task.uncancel()
+            ended = self._after_cancel(running)
+        except Lost:
+            ended = None
+        except ListingdError as error:
+            ended = outcomes.failed(job, error, self._settings.retry)
+        except Exception as exc:  # the job executor: whatever a handler lets escape must end as an outcome
+            log.error("job.crashed", job_id=str(job.id), kind=job.kind, attempt=job.attempt, exc_info=exc)
+            ended = outcomes.crashed(job, exc, self._settings.retry)
+        if self.running.get(job.fence) is not running:
+            return True
+        del self.running[job.fence]
+        self._end(job, ended, asyncio.get_running_loop().time() - running.began)
+        return False
+
+    def _after_cancel(self, running: Running) -> Ended | None:
+        match running.why:
+            case "cancel":
+                return outcomes.cancelled(running.job)
+            case "timeout":
+                return outcomes.timed_out(running.job, running.limit_s, self._settings.retry)
+            case "stop":
+                return outcomes.interrupted(running.job)
+            case _:
+                return None  # lost: nothing may be written
+
+    async def _fan_out(self, job: ClaimedJob, fanned: FannedOut) -> None:
+        children = [
+            {"id": str(new_id()), "kind": c.kind, "slot": c.slot, "input": c.input} for c in fanned.children
+        ]
+        assert self.worker_id is not None  # a job was claimed
+        ready = await self._queue.fan_out(job.fence, self.worker_id, children)
+        if ready is None:
+            raise Lost("The attempt was no longer ours.")
+        for row in ready:
+            self.offer(row.fence, row.kind, row.user_id, row.priority)
+        if self._queue.rivals:
+            await self._db.fetch("notify_jobs")
+        log.info("job.fanned_out", job_id=str(job.id), kind=job.kind, children=len(children))
+        self._changes.mark([job.id])
+
+    def _end(self, job: ClaimedJob, ended: Ended | None, run_s: float) -> None:
+        self._scheduler.ended(job.kind, job.user_id)
+        self._progress.pop(job.fence, None)
+        if ended is not None:
+            self._ended.append((ended, job))
+            self._tell(job, ended, run_s)
+        self._flush_wanted.set()
+        if self.draining and not self.running:
+            self._empty.set()
+
+    def _tell(self, job: ClaimedJob, ended: Ended, run_s: float) -> None:
+        """The canonical line and the figures of one attempt."""
+        metrics.observe_attempt(job.kind, ended.state, run_s)
+        if ended.state is State.COMPLETED:
+            if log.is_enabled_for(logs.INFO):
+                log.info(
+                    "job.completed", job_id=str(job.id), kind=job.kind, user_id=job.user_id,
+                    attempt=job.attempt, duration_s=round(run_s, 4),
+                )  # fmt: skip
+            return
+        event = {
+            State.FAILED: "job.failed",
+            State.CANCELLED: "job.cancelled",
+            State.PENDING: "job.released" if ended.gives_back else "job.retry_scheduled",
+        }[ended.state]
+        log.info(
+            event, job_id=str(job.id), kind=job.kind, user_id=job.user_id, attempt=job.attempt,
+            duration_s=round(run_s, 4), error=ended.error_text, delay_s=round(ended.delay_s, 3),
+        )  # fmt: skip
+
+    # -- the flusher ------------------------------------------------------------------------------------
+
+    async def run_flusher(self) -> None:
+        """Finish and claim for ever, one statement in flight. Errors: Unavailable; run it again."""
+        connection = await self._db.dedicated_connection("flusher")
+        try:
+            while True:
+                await self._flush_wanted.wait()
+                self._flush_wanted.clear()
+                while await self._flush(connection):
+                    pass
+        finally:
+            connection.terminate()
+            self._flush_wanted.set()
+
+    async def _flush(self, connection: database.Connection) -> bool:
+        """One statement, when there is anything to end or to claim; whether there was."""
+        worker = self.worker_id
+        assert worker is not None  # the lease starts before the flusher
+        ended, self._ended = self._ended, []
+        slots = 0 if self.draining or not self._lease.is_safe() else self.free_slots()
+        claims = self._scheduler.take(slots) if slots > 0 else []
+        if not ended and not claims:
+            return False
+        owners = [self._scheduler.known.pop(fence) for fence in claims]
+        self._claiming += len(claims)
+        try:
+            if claims:
+                await self._lower_mark(connection, worker, min(claims))
+            done = await self._queue.flush(connection, [e for e, _ in ended], worker, claims)
+        except BaseException:
+            # Perhaps it was committed: ends are written again (then they are lost, harmlessly), and claims
+            # that were ours without our knowing are adopted later.
+            self._ended = ended + self._ended
+            self._give_up_claims(claims, owners)
+            self._adopt_soon()
+            raise
+        self._claiming -= len(claims)
+        metrics.observe_flush(len(ended), len(done.claimed))
+        if len(done.claimed) < len(claims):
+            got = {job.fence for job in done.claimed}
+            for fence, (kind, user_id) in zip(claims, owners, strict=True):
+                if fence not in got:
+                    self._scheduler.ended(kind, user_id)
+                    if self.feeder is not None:
+                        self.feeder.doubt(fence)
+        for job in done.claimed:
+            self._begin(job)
+        for row in done.ready:
+            if row.wait_s and self.feeder is not None:
+                self._scheduler.add(row.fence, row.kind, row.user_id, row.priority, wait_s=row.wait_s)
+                self.feeder.look()  # its timer may be the next
+            else:
+                self._scheduler.add(row.fence, row.kind, row.user_id, row.priority)
+        if done.ready and self._queue.rivals:
+            await self._db.fetch("notify_jobs")
+        if done.lost:
+            lost = set(done.lost)
+            for end, job in ended:
+                if end.fence in lost:
+                    log.warning("job.lost", job_id=str(job.id), kind=job.kind, attempt=job.attempt)
+        if self._changes.watched:
+            self._changes.mark([job.id for _, job in ended])
+            self._changes.mark([job.id for job in done.claimed])
+            self._changes.mark([job.parent_id for _, job in ended if job.parent_id is not None])
+        return True
+
+    def _give_up_claims(self, claims: list[int], owners: list[tuple[str, str]]) -> None:
+        self._claiming -= len(claims)
+        for fence, (kind, user_id) in zip(claims, owners, strict=True):
+            self._scheduler.ended(kind, user_id)
+            if self.feeder is not None:
+                self.feeder.doubt(fence)
+        if claims and self.feeder is not None:
+            self.feeder.recheck()
+
+    async def _lower_mark(self, connection: database.Connection, worker: int, fence: int) -> None:
+        """Rescue looks for our jobs from this fence on: it must never lie above one of them."""
+        if fence < self._low_fence:
+            with database.translate_errors():
+                await connection.fetch(self._db.sql["lower_fence_mark"], worker, fence)
+            self._low_fence = fence
+
+    # -- watching over what runs ----------------------------------------------------------------------
+
+    async def run_watch(self) -> None:
+        """Deadlines, the self-fence, handlers that do not stop, orphans of lost answers. For ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            now = loop.time()
+            safe = self._lease.is_safe()
+            if not safe and (self.running or self._todo):
+                log.error("service.fenced_itself", jobs=len(self.running), why="the lease is not confirmed")
+                self.lose_everything()
+            for fence, running in list(self.running.items()):
+                if running.why is None:
+                    if now > running.deadline:
+                        self._cancel(running, "timeout")
+                elif now - running.cancelled_at > SWALLOW_GRACE_S:
+                    self._take_slot_away(fence, running)
+            if safe:
+                await self._raise_low_fence(now)
+                if self._adopt_at is not None and now >= self._adopt_at:
+                    await self._adopt(now)
+
+    def _cancel(self, running: Running, why: str) -> None:
+        if running.why is None:
+            running.why = why
+            running.cancelled_at = asyncio.get_running_loop().time()
+            running.task.cancel()
+
+    def lose_everything(self) -> None:
+        """The jobs in hand may already be another process's: stop them and write nothing."""
+        for job in self._todo:
+            self._scheduler.ended(job.kind, job.user_id)
+        self._todo.clear()
+        self._ended.clear()
+        for running in self.running.values():
+            self._cancel(running, "lost")
+
+    def _take_slot_away(self, fence: int, running: Running) -> None:
+        """A handler swallowed its cancellation: end its job without it and start a fresh worker."""
+        stack = io.StringIO()
+        running.task.print_stack(file=stack)
+        log.error(
+            "job.stuck", job_id=str(running.job.id), kind=running.job.kind, why=running.why,
+            stack=stack.getvalue(),
+        )  # fmt: skip
+        del self.running[fence]
+        self._end(running.job, self._after_cancel(running), 0.0)
+        running.task.cancel()
+        if self._pool is not None and not self.draining:
+            self._pool.create_task(self._work(), name="worker-replacement")
+
+    async def _raise_low_fence(self, now: float) -> None:
+        """Let rescue's scan begin later, with 30 s of delay: a claim or birth in flight may still hold
+        a lower fence, and no statement lasts as long as that."""
+        if self._low_candidates and now - self._low_candidates[-1][0] < 10:
+            return
+        held = min((*self.running, *(job.fence for job in self._todo)), default=None)
+        if held is not None:
+            self._low_candidates.append((now, held))
+        lowest = min((fence for _, fence in self._low_candidates), default=None)
+        while len(self._low_candidates) > 4:
+            self._low_candidates.popleft()
+        if len(self._low_candidates) == 4 and lowest is not None and lowest > self._low_fence:
+            await self._db.fetch("raise_fence_mark", self.worker_id, lowest)
+            self._low_fence = lowest
+
+    def _adopt_soon(self) -> None:
+        self._adopt_at = asyncio.get_running_loop().time() + 2.0
+
+    async def _adopt(self, now: float) -> None:
+        """Jobs that are ours in the database and that nobody here holds: an answer to a claim was lost."""
+        self._adopt_at = None
+        rows = await self._db.fetch("read_own_claims", self.worker_id, self._low_fence, 2.0)
+        ours = {end.fence for end, _ in self._ended} | {job.fence for job in self._todo} | set(self.running)
+        for row in rows:
+            if row["fence"] not in ours:
+                job = ClaimedJob(
+                    id=row["id"], fence=row["fence"], kind=row["kind"], user_id=row["user_id"],
+                    attempt=row["attempt"], max_attempts=row["max_attempts"], input_text="{}",
+                )  # fmt: skip
+                self._ended.append((outcomes.interrupted(job), job))
+                self._flush_wanted.set()
+                log.warning("job.adopted", job_id=str(job.id), kind=job.kind)
+
+    async def run_cancels(self) -> None:
+        """Stop what users cancelled and what is no longer ours: at a hint, and every poll without one."""
+        while True:
+            try:
+                async with asyncio.timeout(self._settings.poll_s):
+                    await self._cancels.wait()
+            except TimeoutError:
+                pass
+            self._cancels.clear()
+            if self.running and self.worker_id is not None:
+                held = [fence for fence, r in self.running.items() if r.why is None]
+                for fence in await self._queue.read_cancels(held, self.worker_id):
+                    running = self.running.get(fence)
+                    if running is not None:
+                        self._cancel(running, "cancel")
+
+    # -- progress ----------------------------------------------------------------------------------------
+
+    def report_progress(self, fence: int, progress: Mapping[str, Any]) -> None:
+        """Keep the latest report of a running job; written together, ten times a second at most."""
+        self._progress[fence] = progress
+        self._progress_wanted.set()
+
+    async def run_progress(self) -> None:
+        while True:
+            await self._progress_wanted.wait()
+            self._progress_wanted.clear()
+            reports, self._progress = self._progress, {}
+            if reports and self.worker_id is not None:
+                await self._queue.report_progress(reports, self.worker_id)
+                self._changes.mark([r.job.id for f in reports if (r := self.running.get(f)) is not None])
+            await asyncio.sleep(PROGRESS_EVERY_S)
+
+    # -- life -----------------------------------------------------------------------------------------------
+
+    async def run_pool(self) -> None:
+        """The worker tasks, until cancelled."""
+        async with asyncio.TaskGroup() as pool:
+            self._pool = pool
+            for number in range(self.concurrency):
+                pool.create_task(self._work(), name=f"worker-{number}")
+
+    async def drain(self, soft_s: float, hard_s: float) -> int:
+        """Stop claiming, let jobs finish for soft_s, cancel the rest, hand them back; how many were cut.
+
+        The flusher and the pool must still run.
+        """
+        self.draining = True
+        while self._todo:
+            job = self._todo.popleft()
+            self._end(job, outcomes.interrupted(job), 0.0)
+        await self._wait_until_empty(soft_s)
+        cut = len(self.running)
+        if cut:
+            for running in self.running.values():
+                self._cancel(running, "stop")
+            await self._wait_until_empty(hard_s)
+        for fence, running in list(self.running.items()):
+            log.error("service.hard_stopped", job_id=str(running.job.id), kind=running.job.kind)
+            del self.running[fence]
+            self._end(running.job, outcomes.interrupted(running.job), 0.0)
+        return cut
+
+    async def _wait_until_empty(self, within_s: float) -> None:
+        self._empty.clear()
+        if self.running:
+            try:
+                async with asyncio.timeout(within_s):
+                    await self._empty.wait()
+            except TimeoutError:
+                pass
+
+    async def flush_rest(self, within_s: float = 2.0) -> None:
+        """The last flush of a stop: the ends that are not written yet."""
+        if not self._ended:
+            return
+        try:
+            async with asyncio.timeout(within_s):
+                connection = await self._db.dedicated_connection("last-flush")
+                try:
+                    while await self._flush(connection):
+                        pass
+                finally:
+                    connection.terminate()
+        except (Unavailable, TimeoutError):
+            log.error("service.unflushed", jobs=len(self._ended), hint="the next start takes them back")
+
+    def held_ids(self) -> list[UUID]:
+        """The jobs in this process's hands."""
+        return [r.job.id for r in self.running.values()] + [job.id for job in self._todo]
