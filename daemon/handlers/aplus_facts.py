@@ -1,0 +1,173 @@
+"""From a seller's product to the facts an A+ document may state, and to the modules they can fill.
+
+Nothing is added: a bullet becomes a point, a measure a row, "Material: oak" both. What Amazon would
+refuse is left out and named in a check, so that one bad bullet does not cost the whole document.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from daemon.amazon.aplus_build import comparison_rows
+from daemon.amazon.aplus_draft import AplusFacts, Point, SpecRow, clean, end_sentence
+from daemon.amazon.aplus_limits import LIMITS, AplusModule
+from daemon.amazon.aplus_words import Words, capitalise
+from daemon.amazon.checks import Check
+from daemon.amazon.policy import check_text
+from daemon.payloads import Dimensions, Product
+
+SHORT_TITLE = 70  # the tightest headline, that of the overlay
+HEADLINE = 80
+ROW_LABEL = 30
+ROW_VALUE = 500
+MAX_ROWS = 16
+LABELLED_BULLETS = 'bullets like "Material: oak"'
+_LABELLED = re.compile(r"^([^:–—]{2,60}?)(?::\s+|\s+[–—-]\s+)(\S.*)$")
+
+POINTS_NEEDED: dict[AplusModule, int] = {
+    "STANDARD_THREE_IMAGE_TEXT": 3,
+    "STANDARD_FOUR_IMAGE_TEXT": 4,
+    "STANDARD_FOUR_IMAGE_TEXT_QUADRANT": 4,
+    "STANDARD_MULTIPLE_IMAGE_TEXT": 2,
+    "STANDARD_IMAGE_SIDEBAR": 1,
+    "STANDARD_SINGLE_IMAGE_HIGHLIGHTS": 1,
+}
+"""Module -> how many points it shows side by side."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectedFacts:
+    """facts, and a check for every piece of the input that was left out (pointer into the job's input)."""
+
+    facts: AplusFacts
+    left_out: tuple[Check, ...]
+
+
+def collect_facts(product: Product, words: Words) -> CollectedFacts:
+    """The facts of a product, cleaned; what Amazon refuses is left out. A refused title comes out empty."""
+    left_out: list[Check] = []
+
+    def accept(text: str | None, pointer: str) -> str:
+        cleaned = clean(text or "")
+        findings = [finding for finding in check_text(cleaned, pointer) if finding.severity == "fail"]
+        for finding in findings:
+            detail = f"Left out: the text would {finding.why} (“{finding.excerpt}”)."
+            left_out.append(
+                Check(f"policy.{finding.id}", "warn", finding.excerpt, detail=detail, pointer=pointer)
+            )
+        return "" if findings else cleaned
+
+    title = accept(product.title, "/product/title")
+    brand = accept(product.brand, "/product/brand")
+    category = accept(product.category, "/product/category")
+    bullets = [accept(text, f"/product/bullets/{n}") for n, text in enumerate(product.bullets)]
+    parts = [accept(text, f"/product/in_the_box/{n}") for n, text in enumerate(product.in_the_box)]
+
+    points = [read_point(bullet) for bullet in dict.fromkeys(bullets) if bullet]
+    labelled = [
+        SpecRow(label=point.headline, value=point.text.rstrip("."))
+        for point in points
+        if point.headline and point.text and len(point.headline) <= ROW_LABEL
+    ]
+    measures = list_measures(product.dimensions, words) if product.dimensions else []
+    if measures:
+        spoken = ", ".join(f"{label} {value}" for label, value in measures)
+        points.append(Point(headline=capitalise(words.dimensions), text=end_sentence(capitalise(spoken))))
+    box = join_words([part.rstrip(".;,") for part in parts if part.strip(".;, ")], words.and_)
+    if box:
+        points.append(Point(headline=capitalise(words.in_the_box), text=end_sentence(capitalise(box))))
+
+    rows = [(words.product, title), (words.brand, brand), (words.category, category), *measures]
+    rows += [(row.label, row.value) for row in labelled] + [(words.in_the_box, box)]
+    named = {label.lower(): (label, value) for label, value in reversed(rows) if value}  # the first one wins
+    facts = AplusFacts(
+        title=title,
+        short_title=shorten_name(title, SHORT_TITLE),
+        brand=brand,
+        category=category,
+        points=tuple(points),
+        rows=tuple(
+            SpecRow(label=capitalise(label), value=shorten_name(value, ROW_VALUE))
+            for label, value in reversed(named.values())
+        )[:MAX_ROWS],
+    )
+    return CollectedFacts(facts, tuple(left_out))
+
+
+def read_point(bullet: str) -> Point:
+    """A bullet as headline and sentence: at its label when it has one, else as it is."""
+    labelled = _LABELLED.match(bullet)
+    if labelled:
+        label, rest = labelled.groups()
+        is_shouted = label.isupper() and label.replace(" ", "").isalpha() and len(label) > 4
+        label = label.capitalize() if is_shouted else capitalise(label)
+        return Point(headline=label.strip(), text=end_sentence(capitalise(rest)))
+    if len(bullet) <= HEADLINE:
+        return Point(headline=capitalise(bullet).rstrip(".;,") or bullet)
+    return Point(text=end_sentence(capitalise(bullet)))
+
+
+def list_measures(dimensions: Dimensions, words: Words) -> list[tuple[str, str]]:
+    """(word, "40 cm") for each measure that is given."""
+    named = (
+        (words.length, dimensions.length),
+        (words.width, dimensions.width),
+        (words.height, dimensions.height),
+    )
+    return [(word, f"{measure.normalize():f} {dimensions.unit}") for word, measure in named if measure]
+
+
+def join_words(parts: Sequence[str], and_: str) -> str:
+    """ "a, b and c" """
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} {and_} {parts[-1]}"
+
+
+def shorten_name(name: str, limit: int) -> str:
+    """A name of at most `limit` characters: cut at a comma, dash or bracket, else between words."""
+    if len(name) <= limit:
+        return name
+    head = name[: limit + 1]
+    cuts = [match.start() for match in re.finditer(r"\s*(?:,\s|[;|(\[]|\s[–—-]\s)", head)]
+    if not cuts or cuts[-1] < limit // 3:
+        cuts = [head.rfind(" ")]
+    cut = cuts[-1] if cuts[-1] > 0 else limit
+    return head[:cut].rstrip(" ,;:|-–—(") or name[:limit]
+
+
+def plan_modules(facts: AplusFacts, *, has_photo: bool) -> tuple[AplusModule, ...]:
+    """Three to five modules that these facts can fill, in reading order."""
+    tech: tuple[AplusModule, ...] = ("STANDARD_TECH_SPECS",) if len(facts.rows) >= 4 else ()
+    if not has_photo:
+        return ("STANDARD_TEXT", "STANDARD_PRODUCT_DESCRIPTION", *(tech or ("STANDARD_TEXT",)))
+    several: AplusModule = (
+        "STANDARD_THREE_IMAGE_TEXT" if len(facts.points) >= 3 else "STANDARD_SINGLE_SIDE_IMAGE"
+    )
+    return (
+        "STANDARD_HEADER_IMAGE_TEXT",
+        several,
+        "STANDARD_IMAGE_TEXT_OVERLAY",
+        *tech,
+        "STANDARD_PRODUCT_DESCRIPTION",
+    )
+
+
+def name_missing(module: AplusModule, facts: AplusFacts, *, has_photo: bool) -> tuple[str, ...]:
+    """What the seller would have to add for this module; empty when the facts can fill it."""
+    missing = []
+    if module == "STANDARD_COMPANY_LOGO":
+        return () if facts.brand else ("brand",)
+    if LIMITS[module].images and not has_photo:
+        missing.append("photo")
+    lacking = POINTS_NEEDED.get(module, 0) - len(facts.points)
+    if lacking > 0:
+        missing.append(f"{lacking} more of bullets, dimensions, in_the_box")
+    if module == "STANDARD_TECH_SPECS" and len(facts.rows) < 4:
+        more = 4 - len(facts.rows)
+        missing.append(f"{more} more of brand, category, dimensions, in_the_box, {LABELLED_BULLETS}")
+    if module == "STANDARD_COMPARISON_TABLE" and not comparison_rows(facts):
+        missing.append(f"brand, category, dimensions or {LABELLED_BULLETS}")
+    return tuple(missing)
