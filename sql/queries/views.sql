@@ -1,0 +1,279 @@
+-- name: read_jobs
+-- The jobs as the API shows them, in the order asked; no row for an unknown id or somebody else's.
+-- A parent's version counts its children's changes too. $1 ids, $2 user_id or null for any,
+-- $3 position: whether to count the pending jobs before each pending one (null beyond the nearest 1000 rows)
+select
+    j.id, j.kind, s.state, j.user_id, j.project_id, j.parent_id, j.slot, j.priority, s.attempt, j.max_attempts,
+    j.created_at, s.run_at, s.started_at, s.finished_at, s.expires_at, s.cancel_requested,
+    s.version + coalesce(c.changes, 0) as version,
+    s.progress::text as progress, j.input::text as input, s.result::text as result, s.error::text as error,
+    j.metadata::text as metadata, array_to_json(j.tags)::text as tags,
+    c.ids as item_ids, coalesce(c.ended, 0) as items_ended, c.items::text as items,
+    a.assets::text as assets, t.attempts::text as attempts, q.position
+from unnest($1::uuid[]) with ordinality as w (id, n)
+join listingd.jobs as j on j.id = w.id and ($2::text is null or j.user_id = $2)
+join listingd.job_states as s on s.id = j.id
+left join lateral (
+    select
+        array_agg(k.id order by k.id) as ids,
+        sum(ks.version - 1) as changes,
+        count(*) filter (where ks.state in ('completed', 'failed', 'cancelled')) as ended,
+        json_agg(
+            json_build_object(
+                'id', k.id, 'slot', k.slot, 'state', ks.state, 'progress', ks.progress, 'error', ks.error,
+                'asset_id', (
+                    select x.id
+                    from listingd.assets as x
+                    where x.job_id = k.id and x.role = 'image'
+                    order by x.version desc
+                    limit 1
+                )
+            )
+            order by k.id
+        ) as items
+    from listingd.jobs as k
+    join listingd.job_states as ks on ks.id = k.id
+    where k.parent_id = j.id
+) as c on c.ids is not null
+left join lateral (
+    select
+        json_agg(
+            json_build_object(
+                'id', x.id, 'job_id', x.job_id, 'slot', x.slot, 'role', x.role, 'content_type', x.content_type,
+                'width_px', x.width_px, 'height_px', x.height_px, 'bytes', x.size_bytes, 'sha256', x.sha256,
+                'file_name', x.file_name, 'checks', x.checks, 'generated', x.generated, 'provider', x.provider,
+                'version', x.version
+            )
+            order by x.created_at, x.version, x.id
+        ) as assets
+    from listingd.assets as x
+    where x.job_id = any(coalesce(c.ids, '{}') || j.id)
+) as a on true
+left join lateral (
+    select
+        json_agg(
+            json_build_object(
+                'number', y.attempt, 'started_at', listingd.rfc3339(y.started_at),
+                'ended_at', listingd.rfc3339(y.ended_at), 'code', y.code, 'message', y.error -> 'message',
+                'provider', y.error -> 'provider', 'provider_request_id', y.error -> 'provider_request_id',
+                'paid', coalesce(y.error -> 'paid', '"no"')
+            )
+            order by y.fence
+        ) as attempts
+    from listingd.attempts as y
+    where y.job_id = j.id
+) as t on true
+left join lateral (
+    select case when count(*) < 1000 then count(*) filter (where near.state = 'pending') end as position
+    from (
+        select before.state
+        from listingd.job_states as before
+        where before.fence < s.fence and before.fence >= (select m.fence from listingd.queue_mark as m)
+        order by before.fence desc
+        limit 1000
+    ) as near
+) as q on $3 and s.state = 'pending' and (s.run_at is null or s.run_at <= now())
+order by w.n
+
+-- name: read_versions
+-- id, version and user_id of those of the jobs that exist. $1 ids
+select
+    s.id,
+    s.user_id,
+    s.version + coalesce(
+        (
+            select sum(c.version - 1)
+            from listingd.jobs as k
+            join listingd.job_states as c on c.id = k.id
+            where k.parent_id = s.id
+        ),
+        0
+    ) as version
+from listingd.job_states as s
+where s.id = any($1::uuid[])
+
+-- name: list_user_jobs
+-- The ids of a user's jobs, newest first: created_at, id. $1 user_id, $2 cursor's created_at or null, $3 cursor's
+-- id, $4 limit, $5 states or null, $6 kind or null, $7 tag or null, $8 created after or null, $9 created before
+select j.created_at, j.id
+from listingd.jobs as j
+join listingd.job_states as s on s.id = j.id
+where
+    j.user_id = $1
+    and ($2::timestamptz is null or (j.created_at, j.id) < ($2::timestamptz, $3::uuid))
+    and ($5::text[] is null or s.state = any($5))
+    and ($6::text is null or j.kind = $6)
+    and ($7::text is null or j.tags @> array[$7::text])
+    and ($8::timestamptz is null or j.created_at > $8)
+    and ($9::timestamptz is null or j.created_at < $9)
+order by j.created_at desc, j.id desc
+limit $4
+
+-- name: list_all_jobs
+-- The same over all users, for a service. Ids begin with their time of creation, so that their order is the
+-- order of creation (to the clocks' difference) and needs no further index. $1 unused (null)
+select j.created_at, j.id
+from listingd.jobs as j
+join listingd.job_states as s on s.id = j.id
+where
+    $1::text is null
+    and ($2::timestamptz is null or j.id < $3::uuid)
+    and ($5::text[] is null or s.state = any($5))
+    and ($6::text is null or j.kind = $6)
+    and ($7::text is null or j.tags @> array[$7::text])
+    and ($8::timestamptz is null or j.created_at > $8)
+    and ($9::timestamptz is null or j.created_at < $9)
+order by j.id desc
+limit $4
+
+-- name: list_project_jobs
+-- The same within a project. $1 user_id or null for any, $2 … $9 as above, $10 project
+select j.created_at, j.id
+from listingd.jobs as j
+join listingd.job_states as s on s.id = j.id
+where
+    j.project_id = $10
+    and ($1::text is null or j.user_id = $1)
+    and ($2::timestamptz is null or (j.created_at, j.id) < ($2::timestamptz, $3::uuid))
+    and ($5::text[] is null or s.state = any($5))
+    and ($6::text is null or j.kind = $6)
+    and ($7::text is null or j.tags @> array[$7::text])
+    and ($8::timestamptz is null or j.created_at > $8)
+    and ($9::timestamptz is null or j.created_at < $9)
+order by j.created_at desc, j.id desc
+limit $4
+
+-- name: list_child_jobs
+-- The same among the children of a job. $1 user_id or null for any, $2 … $9 as above, $10 parent
+select j.created_at, j.id
+from listingd.jobs as j
+join listingd.job_states as s on s.id = j.id
+where
+    j.parent_id = $10
+    and ($1::text is null or j.user_id = $1)
+    and ($2::timestamptz is null or (j.created_at, j.id) < ($2::timestamptz, $3::uuid))
+    and ($5::text[] is null or s.state = any($5))
+    and ($6::text is null or j.kind = $6)
+    and ($7::text is null or j.tags @> array[$7::text])
+    and ($8::timestamptz is null or j.created_at > $8)
+    and ($9::timestamptz is null or j.created_at < $9)
+order by j.created_at desc, j.id desc
+limit $4
+
+-- name: read_asset
+-- One file of a job; no row for an unknown id or somebody else's. $1 id, $2 user_id or null for any
+select
+    a.id, a.job_id, j.parent_id, a.project_id, a.user_id, a.slot, a.role, a.content_type, a.size_bytes, a.width_px,
+    a.height_px, a.sha256, a.file_name, a.created_at, j.kind, j.input -> 'product' ->> 'sku' as sku
+from listingd.assets as a
+join listingd.jobs as j on j.id = a.job_id
+where a.id = $1 and ($2::text is null or a.user_id = $2)
+
+-- name: read_job_assets
+-- The finished files of a job and its children, the newest of each slot. $1 job, $2 user_id or null for any
+select distinct on (a.job_id, a.role, a.slot)
+    a.id, a.job_id, j.parent_id, a.project_id, a.user_id, a.slot, a.role, a.content_type, a.size_bytes, a.width_px,
+    a.height_px, a.sha256, a.file_name, a.created_at, j.kind, j.input -> 'product' ->> 'sku' as sku
+from listingd.jobs as j
+join listingd.assets as a on a.job_id = j.id
+where
+    (j.id = $1 or j.parent_id = $1)
+    and ($2::text is null or j.user_id = $2)
+    and a.role <> 'partial'
+order by a.job_id, a.role, a.slot, a.version desc
+
+-- name: read_job_document
+-- The A+ document of a job, JSON text. $1 job, $2 user_id or null for any
+select c.document::text as document
+from listingd.aplus_contents as c
+where c.job_id = $1 and ($2::text is null or c.user_id = $2)
+
+-- name: find_owner
+-- user_id, project_id and parent_id of a job; no row for an unknown id or somebody else's. $1 id, $2 user_id or null
+select j.user_id, j.project_id, j.parent_id
+from listingd.jobs as j
+where j.id = $1 and ($2::text is null or j.user_id = $2)
+
+-- name: read_project
+-- A project with its counts; no row for an unknown id or somebody else's. $1 id, $2 user_id or null for any
+select
+    p.id, p.user_id, p.name, p.created_at,
+    (
+        select json_object_agg(c.state, c.n)
+        from (
+            select s.state, count(*) as n
+            from listingd.jobs as j
+            join listingd.job_states as s on s.id = j.id
+            where j.project_id = p.id and j.user_id = p.user_id
+            group by s.state
+        ) as c
+    )::text as jobs,
+    (
+        select json_agg(
+            json_build_object(
+                'id', i.id, 'job_id', i.job_id, 'slot', i.slot, 'content_type', i.content_type,
+                'width_px', i.width_px, 'height_px', i.height_px, 'sha256', i.sha256, 'checks', i.checks,
+                'generated', i.generated, 'provider', i.provider, 'created_at', listingd.rfc3339(i.created_at)
+            )
+            order by i.created_at desc
+        )
+        from (
+            select g.*
+            from listingd.generated_images as g
+            where g.project_id = p.id and g.user_id = p.user_id
+            order by g.created_at desc
+            limit 100
+        ) as i
+    )::text as images,
+    (
+        select json_agg(
+            json_build_object(
+                'id', d.id, 'job_id', d.job_id, 'locale', d.locale, 'document', d.document,
+                'created_at', listingd.rfc3339(d.created_at)
+            )
+            order by d.created_at desc
+        )
+        from (
+            select c.*
+            from listingd.aplus_contents as c
+            where c.project_id = p.id and c.user_id = p.user_id
+            order by c.created_at desc
+            limit 20
+        ) as d
+    )::text as aplus_contents
+from listingd.projects as p
+where p.id = $1 and ($2::text is null or p.user_id = $2)
+
+-- name: create_upload
+-- $1 id, $2 user_id, $3 sha256, $4 content_type, $5 size_bytes, $6 width_px, $7 height_px
+insert into listingd.uploads (id, user_id, sha256, content_type, size_bytes, width_px, height_px)
+values ($1, $2, $3, $4, $5, $6, $7)
+
+-- name: erase_job
+-- state, parent_id and whether it was erased; no row for an unknown id or somebody else's. $1 id, $2 user_id or null
+select e.id, e.state, e.parent_id, e.erased
+from listingd.erase_job($1, $2) as e
+
+-- name: list_changed_jobs
+-- The newest jobs of a stream's subject that have no parent: those still open, and those created or ended after a
+-- time. $1 user_id or null for any, $2 project or null, $3 tag or null, $4 kind or null, $5 since, $6 limit
+select j.id
+from listingd.jobs as j
+join listingd.job_states as s on s.id = j.id
+where
+    ($1::text is null or j.user_id = $1)
+    and ($2::uuid is null or j.project_id = $2)
+    and ($3::text is null or j.tags @> array[$3::text])
+    and ($4::text is null or j.kind = $4)
+    and j.parent_id is null
+    and (
+        s.state in ('pending', 'processing', 'waiting')
+        or s.finished_at > $5::timestamptz
+        or j.created_at > $5::timestamptz
+    )
+order by j.created_at desc, j.id desc
+limit $6
+
+-- name: ping
+-- 1 when the database answers.
+select 1 as pong
