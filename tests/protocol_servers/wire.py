@@ -83,6 +83,17 @@ class Journal:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
+        self._arrived = asyncio.Event()
+
+    def add(self, call: Call) -> None:
+        self.calls.append(call)
+        self._arrived.set()
+
+    async def until(self, count: int) -> None:
+        """Waits until so many calls have arrived."""
+        while len(self.calls) < count:
+            self._arrived.clear()
+            await self._arrived.wait()
 
     @property
     def billed(self) -> list[Call]:
@@ -181,7 +192,7 @@ class ProtocolServer:
             request_id=f"req_{self.name}_{number}",
             started_s=asyncio.get_running_loop().time(),
         )
-        self.journal.calls.append(call)
+        self.journal.add(call)
         return call
 
     @asynccontextmanager
