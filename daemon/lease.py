@@ -53,13 +53,18 @@ class Lease:
         self._load = load
         self.worker_id: int | None = None
         self.confirmed_at = float("-inf")
+        self.low_fence = 0  # rescue looks for our jobs from here on
         self.gone = False  # another process has declared this one dead
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def is_safe(self) -> bool:
         """Whether the claimed jobs are surely still ours."""
-        return not self.gone and time.monotonic() - self.confirmed_at < SAFE_SHARE * self.lease_s
+        return not self.gone and self.silent_s() < SAFE_SHARE * self.lease_s
+
+    def silent_s(self) -> float:
+        """Seconds since the lease was last confirmed."""
+        return time.monotonic() - self.confirmed_at
 
     async def start(self, *, alone: bool) -> int:
         """Register this run and begin to beat; the worker id.
@@ -86,6 +91,7 @@ class Lease:
         )  # fmt: skip
         assert row is not None  # insert … returning
         self.worker_id = row["id"]
+        self.low_fence = row["low_fence"]
         self.confirmed_at = began
         self.gone = False
         if self._thread is None:
@@ -106,7 +112,7 @@ class Lease:
             try:
                 asyncio.run(self._beat())
             except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
-                log.warning("service.heartbeat_missed", error=str(exc) or type(exc).__name__)
+                log.warning("lease.confirmed_late", silent_s=round(self.silent_s(), 2), error=str(exc) or type(exc).__name__)
             self._stop.wait(min(1.0, self._heartbeat_s / 4))
 
     async def _beat(self) -> None:

@@ -42,9 +42,8 @@ class Listener:
         """Listen for ever. Returns only when LISTEN cannot deliver here (a transaction pooler)."""
         if not self._db.can_listen:
             log.warning(
-                "listener.unavailable",
-                why="the database is behind a transaction pooler",
-                hint="set LISTINGD_LISTEN_DATABASE_URL to a direct DSN; until then jobs start by polling",
+                "database.pooled",
+                listen="no: jobs start by polling until LISTINGD_LISTEN_DATABASE_URL is a direct DSN",
             )
             return
         failures = 0
@@ -54,7 +53,7 @@ class Listener:
             except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
                 was, self.connected = self.connected, False
                 failures = 1 if was else failures + 1
-                log.warning("listener.lost", error=str(exc) or type(exc).__name__, failures=failures)
+                log.warning("listener.lost", error=str(exc) or type(exc).__name__)
             await asyncio.sleep(random.uniform(0.05, min(RECONNECT_CAP_S, 0.1 * 2.0 ** min(failures, 10))))
 
     async def _listen_until_lost(self) -> None:

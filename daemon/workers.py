@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -77,6 +77,7 @@ class Workers:
         changes: Changes,
         settings: Settings,
     ) -> None:
+        self._figures: dict[tuple[str, State], tuple[Callable[[], None], Callable[[float], None]]] = {}
         self._queue = queue
         self._db = db
         self._scheduler = scheduler
@@ -100,7 +101,6 @@ class Workers:
         self._progress: dict[int, Mapping[str, Any]] = {}
         self._progress_wanted = asyncio.Event()
         self._adopt_at: float | None = None
-        self._low_fence = 1 << 62
         self._low_candidates: deque[tuple[float, int]] = deque()
         self._pool: asyncio.TaskGroup | None = None
         self._limits = settings.workers.attempt_timeouts_s
@@ -215,7 +215,7 @@ class Workers:
         except ListingdError as error:
             ended = outcomes.failed(job, error, self._settings.retry)
         except Exception as exc:  # the job executor: whatever a handler lets escape must end as an outcome
-            log.error("job.crashed", job_id=str(job.id), kind=job.kind, attempt=job.attempt, exc_info=exc)
+            log.error("job.crashed", job_id=job.id, kind=job.kind, attempt=job.attempt, exc_info=exc)
             ended = outcomes.crashed(job, exc, self._settings.retry)
         if self.running.get(job.fence) is not running:
             return True
@@ -246,7 +246,7 @@ class Workers:
             self.offer(row.fence, row.kind, row.user_id, row.priority)
         if self._queue.rivals:
             await self._db.fetch("notify_jobs")
-        log.info("job.fanned_out", job_id=str(job.id), kind=job.kind, children=len(children))
+        log.info("job.fanned_out", job_id=job.id, kind=job.kind, children=len(children))
         self._changes.mark([job.id])
 
     def _end(self, job: ClaimedJob, ended: Ended | None, run_s: float) -> None:
@@ -261,23 +261,32 @@ class Workers:
 
     def _tell(self, job: ClaimedJob, ended: Ended, run_s: float) -> None:
         """The canonical line and the figures of one attempt."""
-        metrics.observe_attempt(job.kind, ended.state, run_s)
-        if ended.state is State.COMPLETED:
-            if log.is_enabled_for(logs.INFO):
-                log.info(
-                    "job.completed", job_id=str(job.id), kind=job.kind, user_id=job.user_id,
-                    attempt=job.attempt, duration_s=round(run_s, 4),
-                )  # fmt: skip
-            return
-        event = {
-            State.FAILED: "job.failed",
-            State.CANCELLED: "job.cancelled",
-            State.PENDING: "job.released" if ended.gives_back else "job.retry_scheduled",
-        }[ended.state]
-        log.info(
-            event, job_id=str(job.id), kind=job.kind, user_id=job.user_id, attempt=job.attempt,
-            duration_s=round(run_s, 4), error=ended.error_text, delay_s=round(ended.delay_s, 3),
-        )  # fmt: skip
+        figures = self._figures.get((job.kind, ended.state))
+        if figures is None:
+            figures = self._figures[job.kind, ended.state] = (
+                metrics.JOBS.labels(job.kind, ended.state).inc,
+                metrics.RUN.labels(job.kind).observe,
+            )
+        count, observe = figures
+        count()
+        observe(run_s)
+        match ended.state:
+            case State.COMPLETED:
+                tell, event = log.info, "job.completed"
+            case State.FAILED:
+                tell, event = log.warning, "job.failed"
+            case State.CANCELLED:
+                tell, event = log.info, "job.cancelled"
+            case _ if ended.gives_back:
+                tell, event = log.info, "job.released"
+            case _:
+                tell, event = log.warning, "job.retry_scheduled"
+        facts: dict[str, Any] = {"job_id": job.id, "kind": job.kind, "user_id": job.user_id, "attempt": job.attempt}
+        if ended.error_text is not None:
+            facts["error"] = ended.error_text
+        if ended.delay_s:
+            facts["delay_s"] = round(ended.delay_s, 3)
+        tell(event, duration_s=round(run_s, 4), **facts)
 
     # -- the flusher ------------------------------------------------------------------------------------
 
@@ -317,7 +326,10 @@ class Workers:
             self._adopt_soon()
             raise
         self._claiming -= len(claims)
-        metrics.observe_flush(len(ended), len(done.claimed))
+        if ended:
+            metrics.FLUSH_BATCH.observe(len(ended))
+        if done.claimed:
+            metrics.CLAIM_BATCH.observe(len(done.claimed))
         if len(done.claimed) < len(claims):
             got = {job.fence for job in done.claimed}
             for fence, (kind, user_id) in zip(claims, owners, strict=True):
@@ -339,12 +351,16 @@ class Workers:
             lost = set(done.lost)
             for end, job in ended:
                 if end.fence in lost:
-                    log.warning("job.lost", job_id=str(job.id), kind=job.kind, attempt=job.attempt)
-        if self._changes.watched:
-            self._changes.mark([job.id for _, job in ended])
-            self._changes.mark([job.id for job in done.claimed])
-            self._changes.mark([job.parent_id for _, job in ended if job.parent_id is not None])
+                    metrics.JOBS_LOST.inc()
+                    log.warning("job.lost", job_id=job.id, kind=job.kind, attempt=job.attempt, what="end")
+        self._mark(ended, done.claimed)
         return True
+
+    def _mark(self, ended: Sequence[tuple[Ended, ClaimedJob]], claimed: Sequence[ClaimedJob]) -> None:
+        """Hints for the event streams; parents show their children, so they changed too."""
+        jobs = [*(job for _, job in ended), *claimed]
+        self._changes.mark(job.id for job in jobs)
+        self._changes.mark(job.parent_id for job in jobs if job.parent_id is not None)
 
     def _give_up_claims(self, claims: list[int], owners: list[tuple[str, str]]) -> None:
         self._claiming -= len(claims)
@@ -357,10 +373,10 @@ class Workers:
 
     async def _lower_mark(self, connection: database.Connection, worker: int, fence: int) -> None:
         """Rescue looks for our jobs from this fence on: it must never lie above one of them."""
-        if fence < self._low_fence:
+        if fence < self._lease.low_fence:
             with database.translate_errors():
                 await connection.fetch(self._db.sql["lower_fence_mark"], worker, fence)
-            self._low_fence = fence
+            self._lease.low_fence = fence
 
     # -- watching over what runs ----------------------------------------------------------------------
 
@@ -372,7 +388,9 @@ class Workers:
             now = loop.time()
             safe = self._lease.is_safe()
             if not safe and (self.running or self._todo):
-                log.error("service.fenced_itself", jobs=len(self.running), why="the lease is not confirmed")
+                log.error(
+                    "lease.lost", running=len(self.running), silent_s=round(self._lease.silent_s(), 2)
+                )
                 self.lose_everything()
             for fence, running in list(self.running.items()):
                 if running.why is None:
@@ -405,7 +423,7 @@ class Workers:
         stack = io.StringIO()
         running.task.print_stack(file=stack)
         log.error(
-            "job.stuck", job_id=str(running.job.id), kind=running.job.kind, why=running.why,
+            "job.cancel_ignored", job_id=running.job.id, kind=running.job.kind, after_s=SWALLOW_GRACE_S,
             stack=stack.getvalue(),
         )  # fmt: skip
         del self.running[fence]
@@ -425,9 +443,9 @@ class Workers:
         lowest = min((fence for _, fence in self._low_candidates), default=None)
         while len(self._low_candidates) > 4:
             self._low_candidates.popleft()
-        if len(self._low_candidates) == 4 and lowest is not None and lowest > self._low_fence:
+        if len(self._low_candidates) == 4 and lowest is not None and lowest > self._lease.low_fence:
             await self._db.fetch("raise_fence_mark", self.worker_id, lowest)
-            self._low_fence = lowest
+            self._lease.low_fence = lowest
 
     def _adopt_soon(self) -> None:
         self._adopt_at = asyncio.get_running_loop().time() + 2.0
@@ -435,7 +453,7 @@ class Workers:
     async def _adopt(self, now: float) -> None:
         """Jobs that are ours in the database and that nobody here holds: an answer to a claim was lost."""
         self._adopt_at = None
-        rows = await self._db.fetch("read_own_claims", self.worker_id, self._low_fence, 2.0)
+        rows = await self._db.fetch("read_own_claims", self.worker_id, self._lease.low_fence, 2.0)
         ours = {end.fence for end, _ in self._ended} | {job.fence for job in self._todo} | set(self.running)
         for row in rows:
             if row["fence"] not in ours:
@@ -445,7 +463,7 @@ class Workers:
                 )  # fmt: skip
                 self._ended.append((outcomes.interrupted(job), job))
                 self._flush_wanted.set()
-                log.warning("job.adopted", job_id=str(job.id), kind=job.kind)
+                log.warning("job.adopted", job_id=job.id, kind=job.kind)
 
     async def run_cancels(self) -> None:
         """Stop what users cancelled and what is no longer ours: at a hint, and every poll without one."""
@@ -501,11 +519,14 @@ class Workers:
         await self._wait_until_empty(soft_s)
         cut = len(self.running)
         if cut:
+            log.warning("service.hard_stopped", running=cut)
             for running in self.running.values():
                 self._cancel(running, "stop")
             await self._wait_until_empty(hard_s)
         for fence, running in list(self.running.items()):
-            log.error("service.hard_stopped", job_id=str(running.job.id), kind=running.job.kind)
+            log.error(
+                "job.cancel_ignored", job_id=running.job.id, kind=running.job.kind, after_s=hard_s, stack=""
+            )
             del self.running[fence]
             self._end(running.job, outcomes.interrupted(running.job), 0.0)
         return cut
@@ -532,7 +553,7 @@ class Workers:
                 finally:
                     connection.terminate()
         except (Unavailable, TimeoutError):
-            log.error("service.unflushed", jobs=len(self._ended), hint="the next start takes them back")
+            log.error("job.unflushed", count=len(self._ended))
 
     def held_ids(self) -> list[UUID]:
         """The jobs in this process's hands."""

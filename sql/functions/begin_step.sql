@@ -50,6 +50,10 @@ begin
             return query select 'done', other.id, null::jsonb;
             return;
         end if;
+        if other.id = new_id then  -- asked again because the first answer was lost on the way
+            return query select 'open', new_id, null::jsonb;
+            return;
+        end if;
         if other.fence <> by_fence and exists (
             select
             from listingd.job_states as s

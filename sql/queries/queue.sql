@@ -297,10 +297,12 @@ where j.parent_id = $1
 order by j.created_at, j.id
 
 -- name: start_worker
--- The new worker's id. $1 instance, $2 lease in seconds, $3 kinds, $4 concurrency, $5 info (JSON text)
-insert into listingd.workers (instance, lease_until, kinds, concurrency, info)
-values ($1, now() + make_interval(secs => $2), $3, $4, $5::jsonb)
-returning id
+-- The new worker's id, and the fence from which rescue would look for its jobs.
+-- $1 instance, $2 lease in seconds, $3 kinds, $4 concurrency, $5 info (JSON text)
+insert into listingd.workers (instance, lease_until, kinds, concurrency, info, low_fence)
+select $1, now() + make_interval(secs => $2), $3, $4, $5::jsonb, m.fence
+from listingd.queue_mark as m
+returning id, low_fence
 
 -- name: find_rivals
 -- Live workers of the same instance name: id, info, seconds left of their lease. $1 instance
@@ -405,3 +407,9 @@ from listingd.job_states as s
 where
     s.fence >= $2 and s.worker = $1 and s.state = 'processing'
     and s.started_at < now() - make_interval(secs => $3)
+
+-- name: is_file_used
+-- Whether an asset or upload still names this file. $1 sha256
+select
+    exists (select from listingd.assets as a where a.sha256 = $1)
+    or exists (select from listingd.uploads as u where u.sha256 = $1) as used

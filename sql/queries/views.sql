@@ -9,7 +9,8 @@ select
     s.progress::text as progress, j.input::text as input, s.result::text as result, s.error::text as error,
     j.metadata::text as metadata, array_to_json(j.tags)::text as tags,
     c.ids as item_ids, coalesce(c.ended, 0) as items_ended, c.items::text as items,
-    a.assets::text as assets, t.attempts::text as attempts, q.position
+    a.assets::text as assets, t.attempts::text as attempts, q.position,
+    p.estimated_usd, p.actual_usd, p.unknown_calls
 from unnest($1::uuid[]) with ordinality as w (id, n)
 join listingd.jobs as j on j.id = w.id and ($2::text is null or j.user_id = $2)
 join listingd.job_states as s on s.id = j.id
@@ -63,6 +64,14 @@ left join lateral (
     from listingd.attempts as y
     where y.job_id = j.id
 ) as t on true
+left join lateral (
+    select
+        coalesce(sum(z.estimated_usd) filter (where z.state <> 'failed'), 0)::text as estimated_usd,
+        coalesce(sum(z.actual_usd), 0)::text as actual_usd,
+        count(*) filter (where z.state = 'unknown') as unknown_calls
+    from listingd.steps as z
+    where z.job_id = any(coalesce(c.ids, '{}') || j.id)
+) as p on true
 left join lateral (
     select case when count(*) < 1000 then count(*) filter (where near.state = 'pending') end as position
     from (
@@ -144,12 +153,13 @@ order by j.created_at desc, j.id desc
 limit $4
 
 -- name: list_child_jobs
--- The same among the children of a job. $1 user_id or null for any, $2 … $9 as above, $10 parent
+-- The same among the children of a job. $1 user_id or null for any, $2 … $9 as above, $10 parent, $11 project or null
 select j.created_at, j.id
 from listingd.jobs as j
 join listingd.job_states as s on s.id = j.id
 where
     j.parent_id = $10
+    and ($11::uuid is null or j.project_id = $11)
     and ($1::text is null or j.user_id = $1)
     and ($2::timestamptz is null or (j.created_at, j.id) < ($2::timestamptz, $3::uuid))
     and ($5::text[] is null or s.state = any($5))
@@ -243,6 +253,12 @@ select
     )::text as aplus_contents
 from listingd.projects as p
 where p.id = $1 and ($2::text is null or p.user_id = $2)
+
+-- name: read_created_at
+-- id and created_at of those of the jobs that still exist. $1 ids
+select j.id, j.created_at
+from listingd.jobs as j
+where j.id = any($1::uuid[])
 
 -- name: create_upload
 -- $1 id, $2 user_id, $3 sha256, $4 content_type, $5 size_bytes, $6 width_px, $7 height_px
