@@ -1,0 +1,248 @@
+"""Finds the product on a plain background: two independent methods and how far each can be trusted.
+
+    photo --model the background from the border--> flood: everything that the background reaches
+          --colour statistics inside the box------> GrabCut
+    each mask: shadow on the ground taken off, openings taken out, then judged
+
+A plain background is one that a smooth surface explains (a sweep with a light gradient); anything else is
+refused by its score, not guessed at. All sizes here are in pixels of the working copy (long side 900).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from daemon.imaging.codec import Picture
+
+Mask = NDArray[np.bool_]
+Plane = NDArray[np.float32]
+
+WORK_SIDE_PX = 900
+GRABCUT_SIDE_PX = 450
+SHADOW_DEPTH = 55.0  # L: the darkest that a shadow on the ground may be against the lit ground
+SHADOW_SLOPE = 3.2  # L per px: steeper is an edge of something, not a penumbra
+MIN_PART = 0.02  # parts smaller than this share of the largest are specks
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A working copy in Lab and how it differs from its background.
+
+    lab: h x w x 3 (L 0..100); darker: L below the background's (negative: brighter); tint: distance from
+    the background's a, b; slope: steepness of L per px; noise: of the background, Delta E;
+    unevenness: 95th percentile of Delta E between border and fitted surface.
+    """
+
+    rgb: Picture
+    lab: Plane
+    darker: Plane
+    tint: Plane
+    slope: Plane
+    noise: float
+    unevenness: float
+
+    @property
+    def difference(self) -> Plane:
+        """Delta E (CIE 1976) to the background."""
+        return np.hypot(self.darker, self.tint)
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """flood, grabcut: the product by either method; shadow: what was taken off as shadow;
+    ambiguous: enclosed areas that may be openings or white parts (share of the product's area)."""
+
+    scene: Scene
+    flood: Mask
+    grabcut: Mask
+    shadow: Mask
+    ambiguous: float
+
+
+def segment(picture: Picture) -> Segments:
+    """Both masks of an RGB photo, at working size."""
+    scene = look_at(picture)
+    reached = _reach(scene)
+    # The ground below the product differs from the border: fit again on all that was reached.
+    scene = _fit_background(scene.rgb, scene.lab, reached)
+    reached = _reach(scene)
+    raw = _keep_parts(~reached)
+    flood, shadow = _take_off_shadow(scene, raw)
+    flood, ambiguous = _open_holes(scene, flood)
+    grabcut, _ = _take_off_shadow(scene, _grabcut(scene))
+    grabcut, _ = _open_holes(scene, grabcut)
+    return Segments(scene, flood, grabcut, shadow, ambiguous)
+
+
+def look_at(picture: Picture) -> Scene:
+    """The working copy with its background fitted to the border alone."""
+    height, width = picture.shape[:2]
+    scale = min(1.0, WORK_SIDE_PX / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    rgb = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    full = cv2.cvtColor(rgb.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    lab = np.asarray(cv2.GaussianBlur(full, (0, 0), 0.8), dtype=np.float32)
+    border = np.ones(rgb.shape[:2], dtype=bool)
+    band = max(2, round(min(rgb.shape[:2]) * 0.03))
+    border[band:-band, band:-band] = False
+    return _fit_background(rgb, lab, border)
+
+
+def _fit_background(rgb: Picture, lab: Plane, known: Mask) -> Scene:
+    """A quadratic surface per channel through the known background, outliers weighted down."""
+    height, width = known.shape
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
+    terms = np.stack((np.ones_like(x), x, y, x * x, x * y, y * y), axis=-1)
+    rows = np.flatnonzero(known.ravel())
+    rows = rows[:: max(1, len(rows) // 20_000)]
+    a, b = terms.reshape(-1, 6)[rows].astype(np.float64), lab.reshape(-1, 3)[rows].astype(np.float64)
+    weight = np.ones(len(rows))
+    for _ in range(6):
+        root = np.sqrt(weight)[:, None]
+        surface = np.linalg.lstsq(a * root, b * root, rcond=None)[0]
+        apart = np.linalg.norm(b - a @ surface, axis=1)
+        scale = max(0.6, 1.5 * float(np.median(apart)))
+        weight = 1 / (1 + (apart / scale) ** 2) ** 2
+    behind = (terms.reshape(-1, 6) @ surface.astype(np.float32)).reshape(lab.shape)
+    level = cv2.GaussianBlur(lab[..., 0], (0, 0), 1.0)
+    slope = np.hypot(cv2.Scharr(level, cv2.CV_32F, 1, 0), cv2.Scharr(level, cv2.CV_32F, 0, 1)) / 32
+    return Scene(
+        rgb=rgb,
+        lab=lab,
+        darker=behind[..., 0] - lab[..., 0],
+        tint=np.hypot(lab[..., 1] - behind[..., 1], lab[..., 2] - behind[..., 2]),
+        slope=np.asarray(slope, dtype=np.float32),
+        noise=float(np.median(apart)),
+        unevenness=float(np.percentile(apart, 95)),
+    )
+
+
+def _reach(scene: Scene) -> Mask:
+    """Flood from the frame through everything that looks like the background."""
+    limit = np.clip(4 * scene.noise, 3.0, 6.0)
+    return _connected_to_frame((np.abs(scene.darker) < limit) & (scene.tint < limit))
+
+
+def _connected_to_frame(passable: Mask) -> Mask:
+    count, labels = cv2.connectedComponents(passable.astype(np.uint8), connectivity=4)
+    frame = np.concatenate((labels[0], labels[-1], labels[:, 0], labels[:, -1]))
+    outside = np.zeros(count, dtype=bool)
+    outside[np.unique(frame)] = True
+    outside[0] = False
+    return np.asarray(outside[labels])
+
+
+def _keep_parts(mask: Mask) -> Mask:
+    """Without hair lines and specks."""
+    opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, _disc(1))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=8)
+    if count < 2:
+        return np.zeros_like(mask)
+    areas = stats[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0
+    return np.asarray((areas >= MIN_PART * areas.max())[labels] & (labels > 0))
+
+
+def _take_off_shadow(scene: Scene, mask: Mask) -> tuple[Mask, Mask]:
+    """(mask without the shadow on the ground, that shadow).
+
+    A shadow darkens the ground without tinting it, fades gradually, and lies in the lower part of what is
+    there; it is entered from the background, never from within the product.
+    """
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return mask, np.zeros_like(mask)
+    ground = np.zeros_like(mask)
+    ground[rows[0] + (rows[-1] - rows[0]) // 2 :] = True
+    # Light bounced from the product tints its shadow a little, more where it is deep.
+    like = (scene.darker > -2) & (scene.darker < SHADOW_DEPTH) & (scene.tint < 4 + 0.12 * scene.darker)
+    like &= (scene.slope < SHADOW_SLOPE) & ground
+    reached = _connected_to_frame(like | ~mask)
+    shadow = mask & reached
+    # Slopes are measured over a few pixels, so the flood stops short of the edge: follow the fall of L down to it.
+    shadow = _creep(scene, mask, shadow, ground)
+    kept = _keep_parts(mask & ~shadow)
+    return kept, mask & ~kept
+
+
+def _creep(scene: Scene, mask: Mask, shadow: Mask, ground: Mask) -> Mask:
+    """Let the shadow grow by a few pixels where neither tint nor edge says product."""
+    if not shadow.any():
+        return shadow
+    soft = mask & ground & (scene.tint < 5 + 0.12 * scene.darker) & (scene.darker < SHADOW_DEPTH)
+    soft &= scene.slope < 2 * SHADOW_SLOPE
+    grown = shadow
+    for _ in range(4):
+        grown = grown | (cv2.dilate(grown.astype(np.uint8), _disc(1)).astype(bool) & soft)
+    return grown
+
+
+def _open_holes(scene: Scene, mask: Mask) -> tuple[Mask, float]:
+    """(mask without openings that show the background, share of area that cannot be told apart).
+
+    An opening shows what the surface predicts for its place, with the background's own noise. On a
+    background blown out to pure white a white label looks just the same: left in, and told.
+    """
+    filled = ~_connected_to_frame(~mask)
+    limit = np.clip(4 * scene.noise, 3.0, 6.0)
+    like = filled & (np.abs(scene.darker) < limit) & (scene.tint < limit)
+    like = cv2.morphologyEx(like.astype(np.uint8), cv2.MORPH_OPEN, _disc(2)).astype(bool)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(like.astype(np.uint8), connectivity=4)
+    opened, ambiguous = filled.copy(), 0
+    for part in range(1, count):
+        area = int(stats[part, cv2.CC_STAT_AREA])
+        if area < 60:
+            continue
+        where = labels == part
+        blown = float((scene.rgb[where].min(axis=1) >= 253).mean())
+        if blown > 0.5:
+            ambiguous += area
+            continue
+        ring = cv2.dilate(where.astype(np.uint8), _disc(4)).astype(bool) & ~where
+        if float(np.median(scene.difference[ring])) < 8:
+            ambiguous += area  # fades into its surroundings: a highlight or pale paint
+            continue
+        near = cv2.dilate(where.astype(np.uint8), _disc(2)).astype(bool)
+        opened &= ~(near & (scene.difference < 12))
+    return opened, ambiguous / max(1, int(filled.sum()))
+
+
+def _grabcut(scene: Scene) -> Mask:
+    """GrabCut from the box around all that differs; knows colours, but neither place nor shadow."""
+    height, width = scene.rgb.shape[:2]
+    scale = min(1.0, GRABCUT_SIDE_PX / max(height, width))
+    size = round(width * scale), round(height * scale)
+    small = cv2.resize(scene.rgb, size, interpolation=cv2.INTER_AREA)
+    differs = cv2.resize(scene.difference, size, interpolation=cv2.INTER_AREA) > max(8.0, 4 * scene.noise)
+    differs = cv2.morphologyEx(differs.astype(np.uint8), cv2.MORPH_OPEN, _disc(1)).astype(bool)
+    rows, columns = np.flatnonzero(differs.any(axis=1)), np.flatnonzero(differs.any(axis=0))
+    empty = np.zeros((height, width), dtype=bool)
+    if len(rows) < 4 or len(columns) < 4:
+        return empty
+    guess = np.full(differs.shape, cv2.GC_BGD, dtype=np.uint8)
+    pad = 3
+    inside = (
+        slice(max(1, rows[0] - pad), min(len(guess) - 1, rows[-1] + pad + 1)),
+        slice(max(1, columns[0] - pad), min(len(guess[0]) - 1, columns[-1] + pad + 1)),
+    )
+    guess[inside] = np.where(differs[inside], cv2.GC_PR_FGD, cv2.GC_PR_BGD)
+    cv2.setRNGSeed(1)  # its k-means draws; equal photos shall give equal masks
+    outer, inner = np.zeros((1, 65)), np.zeros((1, 65))
+    bgr = cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
+    try:
+        cv2.grabCut(bgr, guess, (0, 0, 1, 1), outer, inner, 4, cv2.GC_INIT_WITH_MASK)
+    except cv2.error:  # one of the two sides has too few pixels for its colour model
+        return empty
+    found = (guess == cv2.GC_FGD) | (guess == cv2.GC_PR_FGD)
+    large = cv2.resize(found.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
+    return _keep_parts(large)
+
+
+def _disc(radius: int) -> NDArray[np.uint8]:
+    return np.asarray(
+        cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), dtype=np.uint8
+    )
