@@ -130,6 +130,8 @@ def _frame_for(product: Image.Image, width: int, height: int, *, on_floor: bool)
         return Frame(0.74, 0.90, 0.40, 0.78, 0.66)
     if ratio > 1.35:
         return Frame(0.64, 0.87, 0.50, 0.70, 0.64)
+    if ratio < 0.8:
+        return Frame(0.5, 0.85, 0.82, 0.60, 0.66)
     wide = product.width > 1.3 * product.height
     if on_floor:
         return Frame(0.51, 0.89, 0.76, 0.66, 0.70)
@@ -146,20 +148,8 @@ def _paint_room(
     wall *= 1 + (0.16 * light[..., None] - 0.05) * np.array([1.0, 0.96, 0.86], dtype=np.float32)
 
     side = max(width, height)
-    prop_x = (frame.centre_x - 0.36 if frame.centre_x > 0.6 else frame.centre_x + 0.34) * width
-    if not light_from_left and frame.centre_x <= 0.6:
-        prop_x = (frame.centre_x - 0.36) * width
-    tall = 0.50 * min(width, height)
-    vase, branches = surfaces.vase_with_branches(
-        rng, width, height, prop_x, horizon + 0.012 * height, tall * (1.15 if on_floor else 1)
-    )
-    wall_lightness, _, wall_hue = to_lch(palette.wall)
-    wall = _cover(wall, from_lch(wall_lightness - 0.20, 0.035, 130), 0.62 * blur(branches, 0.0085 * side))
-    wall = _cover(wall, from_lch(min(0.93, wall_lightness + 0.05), 0.014, wall_hue), blur(vase, 0.0085 * side))
-    across = (np.arange(width, dtype=np.float32) - prop_x) / (0.13 * tall)
-    if not light_from_left:
-        across = -across
-    wall *= 1 - blur(vase, 0.006 * side)[..., None] * (0.13 + 0.10 * np.tanh(across))[None, :, None]
+    if width <= 2.4 * height:  # a banner has words where the prop would stand
+        wall = _paint_prop(rng, wall, palette, frame, horizon, on_floor=on_floor, light_from_left=light_from_left)
     if on_floor:
         wall[horizon - round(0.035 * height) : horizon] *= 1.06  # a skirting board
         wall[horizon - round(0.037 * height) : horizon - round(0.035 * height)] *= 0.93
@@ -184,6 +174,27 @@ def _paint_room(
     full = full * (1 - edge) + soft * edge
     seam = np.exp(-((rows - horizon + 0.004 * height) / (0.010 * height)) ** 2) * 0.10
     return np.asarray(full * (1 - seam), dtype=np.float32)
+
+
+def _paint_prop(
+    rng: surfaces.Rng, wall: FloatPicture, palette: Palette, frame: Frame, horizon: int, *, on_floor: bool,
+    light_from_left: bool,
+) -> FloatPicture:  # fmt: skip
+    """A vase with branches, far out of focus, on the side where the product leaves room."""
+    height, width = wall.shape[:2]
+    side, tall = max(width, height), 0.50 * min(width, height) * (1.15 if on_floor else 1)
+    is_left = frame.centre_x > 0.6 or not light_from_left
+    prop_x = (frame.centre_x + (-0.36 if is_left else 0.34)) * width
+    vase, branches = surfaces.vase_with_branches(
+        rng, width, height, prop_x, horizon + 0.012 * height, tall
+    )
+    lightness, _, hue = to_lch(palette.wall)
+    wall = _cover(wall, from_lch(lightness - 0.20, 0.035, 130), 0.62 * blur(branches, 0.0085 * side))
+    wall = _cover(wall, from_lch(min(0.93, lightness + 0.05), 0.014, hue), blur(vase, 0.0085 * side))
+    across = (np.arange(width, dtype=np.float32) - prop_x) / (0.13 * tall)
+    round_shade = 0.13 + 0.10 * np.tanh(across if light_from_left else -across)
+    shaded = wall * (1 - blur(vase, 0.006 * side)[..., None] * round_shade[None, :, None])
+    return np.asarray(shaded, dtype=np.float32)
 
 
 def _surface_colour(palette: Palette, *, stone: bool) -> RGB:
