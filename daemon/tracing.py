@@ -1,0 +1,41 @@
+"""Spans for OpenTelemetry when the extra listingd[otel] is installed; otherwise nothing, at no cost.
+
+Exporters and sampling are the operator's: run under `opentelemetry-instrument` or configure an SDK.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+
+def span(name: str, attributes: Mapping[str, Any] | None = None) -> AbstractContextManager[Any]:
+    """A span around a block: `with span("job.run", {"kind": "pack"}):`; exceptions are recorded in it."""
+    tracer = _tracer()
+    if tracer is None:
+        return nullcontext()
+    context: AbstractContextManager[Any] = tracer.start_as_current_span(name, attributes=attributes)
+    return context
+
+
+def current_traceparent() -> str | None:
+    """The W3C traceparent of the span we are in, to be kept with a job; None without one."""
+    if _tracer() is None:
+        return None
+    from opentelemetry import trace
+
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return None
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+@functools.cache
+def _tracer() -> Any:
+    try:
+        from opentelemetry import trace
+    except ImportError:
+        return None
+    return trace.get_tracer("listingd")
