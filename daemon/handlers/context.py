@@ -16,7 +16,7 @@ from uuid import UUID
 from daemon.jobs import ChildJob, FannedOut
 from daemon.payloads import Payload
 from daemon.providers.protocols import Providers as Providers  # handlers and workers name it from here
-from daemon.providers.protocols import Usage
+from daemon.providers.protocols import RateHint, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class StepValue:
     model: str = ""
     request_id: str | None = None
     reused: bool = False  # an earlier call's stored result: nothing was called or paid now
+    rate: RateHint | None = None  # what the answer said about the provider's rate, for its lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,10 @@ class JobContext(Protocol):
         file_name: str | None = None,
     ) -> Asset:
         """Store a finished file and attach it to the job, fenced. Errors: Lost."""
+        ...
+
+    async def save_document(self, locale: str, document: Mapping[str, Any]) -> None:
+        """Keep the job's A+ document for its project, fenced. Errors: Lost."""
         ...
 
     async def find_asset(self, role: str, slot: str | None) -> Asset | None:

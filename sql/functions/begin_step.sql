@@ -89,15 +89,15 @@ begin
     end if;
 
     if estimate_usd > 0 then
-        perform listingd.move_spend(job.user_id, job.project_id, today, estimate_usd, 0);  -- locks the counters
+        perform listingd.move_spend(job.user_id, job.project_id, today, 0, 0);  -- locks the counters
         select to_jsonb(b) into blocked
-        from listingd.find_full_budget(job.user_id, job.project_id, today, 0, defaults) as b;
+        from listingd.find_full_budget(job.user_id, job.project_id, today, estimate_usd, defaults) as b;
         if found then
-            perform listingd.move_spend(job.user_id, job.project_id, today, -estimate_usd, 0);
             delete from listingd.steps as s where s.id = new_id;
             return query select 'budget', null::uuid, blocked;
             return;
         end if;
+        perform listingd.move_spend(job.user_id, job.project_id, today, estimate_usd, 0);
     end if;
     return query select 'open', new_id, null::jsonb;
 end

@@ -98,3 +98,5 @@ create table listingd.lane_turns (
     primary key (lane, worker)
 ) with (fillfactor = 10);
 comment on table listingd.lane_turns is 'Calls in flight of each process; they count while its lease stands.';
+
+create index uploads_sha256 on listingd.uploads (sha256);

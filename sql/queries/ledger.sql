@@ -18,8 +18,8 @@ where s.user_id = $1 and s.identity = $2 and s.state = 'done'
 select listingd.settle_step($1, $2, $3, $4, $5::jsonb, $6, $7, $8::jsonb, $9, $10) as held
 
 -- name: fail_step
--- False when the step was not open. $1 step, $2 failed or unknown, $3 code
-select listingd.fail_step($1, $2, $3) as ended
+-- False when the step was not open. $1 step, $2 failed or unknown, $3 code, $4 USD that it is known to have cost
+select listingd.fail_step($1, $2, $3, $4) as ended
 
 -- name: drop_result
 -- A done step whose file is gone from storage: it can be called again, its cost stays. $1 step

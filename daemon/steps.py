@@ -1,0 +1,275 @@
+"""A costly call, made once: the order in which ledger, lane, call and storage follow each other.
+
+    found? ──▶ turn in the lane ──▶ intent + reservation ──▶ the call ──▶ bytes to storage ──▶ cost + checkpoint
+      │yes                           │done, busy, budget, lost   │error          (content hash)    (one transaction)
+      ▼                              ▼                           ▼
+    reuse it                     reuse, wait, Retry, stop     failed or unknown; reservation given back
+
+A crash at any arrow costs at most the call in flight: what has a checkpoint is never called again, and a
+call that was cut off is `unknown` (it may have been billed) and is tried once more at most.
+From the moment a call has answered, nothing but the death of the process keeps its result from being booked:
+neither a cancellation nor a lost fence nor a database that is away for a minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import TypeVar
+from uuid import UUID
+
+from daemon import logs, metrics
+from daemon.errors import (
+    Fate,
+    Lost,
+    NotFound,
+    ProviderError,
+    Reject,
+    Retry,
+    Unavailable,
+)
+from daemon.handlers.context import StepValue
+from daemon.jobs import ClaimedJob, new_id
+from daemon.lanes import Lanes, Turn
+from daemon.ledger import Begun, FullBudget, Ledger, StepResult
+from daemon.providers.protocols import Usage
+from daemon.shield import settle
+from daemon.storage import Storage
+
+BUDGET_RECHECK_S = 300.0
+"""A job over budget looks again after so many seconds at the latest: somebody may raise the budget."""
+BOOKING_S = 60.0
+"""How long a paid result is kept in hand while database or storage do not answer, seconds."""
+
+T = TypeVar("T")
+
+log = logs.get_logger()
+
+
+class Steps:
+    """Runs steps for all attempts of this process. worker_id: the row of listingd.workers that claims are on."""
+
+    def __init__(
+        self, ledger: Ledger, storage: Storage, lanes: Lanes, worker_id: Callable[[], int | None]
+    ) -> None:
+        self._ledger = ledger
+        self._storage = storage
+        self._lanes = lanes
+        self._worker_id = worker_id
+        self._flights: dict[tuple[str, str], asyncio.Future[None]] = {}
+
+    async def run(
+        self,
+        job: ClaimedJob,
+        name: str,
+        *,
+        provider: str,
+        identity: Sequence[str],
+        estimate_usd: Decimal,
+        call: Callable[[], Awaitable[StepValue]],
+    ) -> StepValue:
+        """The result of `call`, or the stored one of an earlier call with the same identity of the same user.
+
+        Errors: ProviderError as the call raised it (its data says `paid`: no, yes, unknown); Retry without a
+        counted attempt when a budget or the lane has no room; Reject (code outcome_unknown) after two calls
+        whose outcome nobody knows; Lost; Unavailable.
+        """
+        key = (job.user_id, hash_identity(identity))
+        while (flight := self._flights.get(key)) is not None:
+            await asyncio.wait({flight})
+        flight = asyncio.get_running_loop().create_future()
+        self._flights[key] = flight
+        try:
+            return await self._fly(_Step(job, name, provider, key[1], estimate_usd, call))
+        finally:
+            del self._flights[key]
+            flight.set_result(None)
+
+    async def _fly(self, step: _Step) -> StepValue:
+        lane = self._lanes.find(step.provider)
+        pause_s = 0.05
+        while True:
+            if lane is not None and (value := await self._reuse(step)) is not None:
+                return value
+            step_id = new_id()
+            async with lane.turn() if lane is not None else nullcontext() as turn:
+                worker = self._worker_id()
+                if worker is None:
+                    raise Unavailable("This process has no lease.", data={"retry_after_s": 1})
+                begun = await self._ledger.begin(
+                    step.job, worker, step_id, identity=step.identity, name=step.name,
+                    provider=step.provider, estimate_usd=step.estimate_usd,
+                )  # fmt: skip
+                if begun.outcome is Begun.OPEN:
+                    return await self._call(step, worker, step_id, turn)
+                if turn is not None:
+                    turn.refund()
+            match begun.outcome:
+                case Begun.DONE:
+                    if (value := await self._reuse(step)) is not None:
+                        return value
+                case Begun.BUSY:
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(pause_s * 1.5, 1.0)
+                case Begun.BUDGET:
+                    assert begun.full is not None  # said by begin
+                    raise _wait_for_money(begun.full)
+                case Begun.EXHAUSTED:
+                    raise Reject(
+                        f"Two calls of {step.provider} were cut off; whether they were billed is not known.",
+                        code="outcome_unknown",
+                        hint="Look at the provider's usage page, then retry the job.",
+                        data={"paid": "unknown"},
+                    )
+                case Begun.LOST:
+                    raise Lost("The attempt was no longer ours before a paid call.")
+
+    async def _reuse(self, step: _Step) -> StepValue | None:
+        """The stored result, if there is one and its file is sound."""
+        found = await self._ledger.find(step.job.user_id, step.identity)
+        if found is None:
+            return None
+        step_id, result = found
+        data = None
+        if result.content_sha256 is not None:
+            try:
+                data = await self._storage.get(result.content_sha256)
+            except NotFound:
+                await self._ledger.drop_result(step_id)
+                return None
+            except Unavailable as exc:
+                if exc.code != "storage_corrupt":
+                    raise
+                log.warning("storage.failed", what=f"result of step {step.name}", error=exc.message)
+                await self._ledger.drop_result(step_id)
+                await self._storage.delete(result.content_sha256)
+                return None
+        log.info("job.step_done", step=step.name, provider=step.provider, cost_usd="0", reused=True)
+        return StepValue(
+            usage=Usage(),
+            data=data,
+            content_type=result.content_type or "application/octet-stream",
+            document=result.document,
+            model=result.model,
+            request_id=result.request_id,
+            reused=True,
+        )
+
+    async def _call(self, step: _Step, worker: int, step_id: UUID, turn: Turn | None) -> StepValue:
+        """Call, then book whatever came of it."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        is_paid = step.estimate_usd > 0
+        value: StepValue | None = None
+        outcome, code, cost_usd, is_unknown = "interrupted", "interrupted", Decimal(0), is_paid
+        try:
+            value = await step.call()
+            outcome = "ok"
+        except ProviderError as exc:
+            code, outcome = exc.code, exc.fate.value
+            cost_usd = Decimal(str(exc.data.get("cost_usd", 0)))
+            is_unknown = is_paid and exc.fate is Fate.AMBIGUOUS and cost_usd == 0
+            exc.data["paid"] = "unknown" if is_unknown else "yes" if cost_usd > 0 else "no"
+            log.warning(
+                "provider.refused", provider=step.provider, code=exc.code, status=exc.status,
+                fate=exc.fate.value, request_id_provider=exc.request_id,
+            )  # fmt: skip
+            raise
+        finally:
+            run_s = loop.time() - began
+            metrics.PROVIDER_CALLS.labels(step.provider, outcome).inc()
+            metrics.PROVIDER_RUN.labels(step.provider).observe(run_s)
+            if value is None:
+                if is_unknown:
+                    cost = str(step.estimate_usd)
+                    log.warning("provider.unknown", provider=step.provider, step=step.name, cost_usd=cost)
+                await settle(
+                    self._book(
+                        lambda: self._ledger.fail(
+                            step_id, is_unknown=is_unknown, code=code, cost_usd=cost_usd
+                        )
+                    )
+                )
+        if turn is not None:
+            turn.heard(value.rate)
+        held = await settle(self._keep(step, worker, step_id, value), within_s=BOOKING_S)
+        metrics.PROVIDER_COST.labels(step.provider).inc(float(value.usage.cost_usd))
+        log.info(
+            "job.step_done", step=step.name, provider=step.provider, duration_s=round(run_s, 3),
+            cost_usd=str(value.usage.cost_usd), bytes=len(value.data or b""), reused=False,
+        )  # fmt: skip
+        if not held:
+            raise Lost("The attempt was no longer ours after a call; its cost and result are kept.")
+        return replace(value, reused=False)
+
+    async def _keep(self, step: _Step, worker: int, step_id: UUID, value: StepValue) -> bool:
+        """Bytes first, then cost and checkpoint: a checkpoint never names a file that is not there."""
+        data, sha256 = value.data, None
+        if data is not None:
+            sha256 = await self._book(lambda: self._storage.put(data, value.content_type))
+        result = StepResult(
+            cost_usd=value.usage.cost_usd,
+            units=value.usage.units,
+            content_sha256=sha256,
+            content_type=value.content_type if data is not None else None,
+            document=value.document,
+            model=value.model,
+            request_id=value.request_id,
+        )
+        return await self._book(lambda: self._ledger.settle(step.job, worker, step_id, result))
+
+    @staticmethod
+    async def _book(write: Callable[[], Awaitable[T]]) -> T:
+        """Write, again and again while the other side is away: what was paid for is not let go lightly."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + BOOKING_S
+        pause_s = 0.1
+        while True:
+            try:
+                return await write()
+            except Unavailable:
+                if loop.time() + pause_s > deadline:
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What one run is about."""
+
+    job: ClaimedJob
+    name: str
+    provider: str
+    identity: str
+    estimate_usd: Decimal
+    call: Callable[[], Awaitable[StepValue]]
+
+
+def hash_identity(parts: Sequence[str]) -> str:
+    """SHA-256 in hex over the parts, each with its length before it, so that no two lists look alike."""
+    digest = hashlib.sha256()
+    for part in parts:
+        raw = part.encode("utf-8", "surrogatepass")
+        digest.update(len(raw).to_bytes(8, "big") + raw)
+    return digest.hexdigest()
+
+
+def _wait_for_money(full: FullBudget) -> Retry:
+    log.warning(
+        "budget.exhausted", scope=full.scope, limit_usd=str(full.limit_usd), spent_usd=str(full.used_usd),
+        until=f"{math.ceil(full.ends_in_s)} s from now",
+    )  # fmt: skip
+    return Retry(
+        full.message,
+        after_s=min(max(full.ends_in_s, 1.0), BUDGET_RECHECK_S),
+        counts_attempt=False,
+        code="budget_spent",
+        hint="It runs when the period is over or the budget is raised.",
+        data={"scope": full.scope, "period": full.period, "ends_in_s": math.ceil(full.ends_in_s)},
+    )
