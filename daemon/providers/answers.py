@@ -13,6 +13,7 @@ import numpy as np
 
 from daemon.errors import Fate, ListingdError, ProviderError
 from daemon.imaging import codec
+from daemon.imaging.cutout import judge_mask
 from daemon.providers.fates import problem
 
 
@@ -49,17 +50,19 @@ def read_cutout(
 
     An answer smaller than the photo (services end at 10 MP or less) lends only its alpha: the colours are
     the photo's own, at full sharpness.
-    Errors: ProviderError answer_unusable: wrong_size, no_alpha (nothing was cut), all_transparent.
+    Errors: ProviderError answer_unusable (wrong_size); cutout_unreliable, permanent, for a mask that is
+    certainly no product.
     """
     height, width = photo.shape[:2]
     same_ratio = abs(answer.shape[1] * height - answer.shape[0] * width) <= 0.02 * answer.shape[1] * height
     if not same_ratio or answer.shape[0] * 8 < height:
         size = {"width_px": answer.shape[1], "height_px": answer.shape[0], "asked_px": [width, height]}
         raise unusable(provider, fate, "wrong_size", {**paid, **size})
-    if not codec.has_alpha(answer):
-        raise unusable(provider, Fate.PERMANENT, "no_alpha", paid)
-    if int(answer[..., 3].max()) < 128:
-        raise unusable(provider, Fate.PERMANENT, "all_transparent", paid)
+    verdict = judge_mask(answer)
+    if not verdict.usable:
+        measured = {"fill": round(verdict.fill, 4), "edge_contact": round(verdict.edge_contact, 4),
+                    "parts": verdict.parts, "reasons": list(verdict.reasons)}  # fmt: skip
+        raise problem(provider, Fate.PERMANENT, "cutout_unreliable", data={**measured, **paid})
     if answer.shape[:2] == (height, width):
         return answer, False
     alpha = codec.resize(np.repeat(answer[..., 3:], 3, axis=2), width, height)[..., 0]
@@ -67,4 +70,5 @@ def read_cutout(
 
 
 def unusable(provider: str, fate: Fate, why: str, paid: Mapping[str, Any]) -> ProviderError:
+    """The error for an answer that came whole and is worth nothing; why: a code, for data.why."""
     return problem(provider, fate, "answer_unusable", data={"why": why, **paid})

@@ -72,6 +72,10 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "The cut-out service found no product in the photo.",
         "Send a photo in which the product stands out from its background.",
     ),
+    "cutout_unreliable": (
+        "The cut-out that the service made cannot be a product.",
+        "Send a photo in which one product stands out from its background.",
+    ),
     "provider_budget_spent": (
         "The provider's account has no money or quota left.",
         "Add credit or raise the limit in the provider's console; jobs go on by themselves.",

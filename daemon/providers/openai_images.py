@@ -112,8 +112,6 @@ class OpenAIImages:
                 answer = await self._paint(client, request, timeout_s, on_partial)
         except TimeoutError as exc:
             raise fates.problem(_NAME, Fate.AMBIGUOUS, "provider_timed_out") from exc
-        except TooLarge as exc:
-            raise fates.problem(_NAME, Fate.AMBIGUOUS, "answer_too_large") from exc
         self._names.clear()
         return answer
 
@@ -176,6 +174,8 @@ class OpenAIImages:
                 body = await asyncio.to_thread(_read_body, raw.content)
         except openai.APIError as exc:
             raise self._translate(exc) from exc
+        except TooLarge as exc:
+            raise fates.problem(_NAME, Fate.AMBIGUOUS, "answer_too_large") from exc
         if body is None:
             raise fates.problem(_NAME, Fate.RETRY, "answer_unreadable", status=200, request_id=request_id)
         usage = self._price(body.usage, request)

@@ -42,6 +42,8 @@ SCENE_ORDER = (
 
 
 class Shape(StrEnum):
+    """What a model is asked to do: edit references, fill transparency, paint surroundings."""
+
     EDIT = "edit"
     FILL = "fill"
     SCENE = "scene"
@@ -58,6 +60,7 @@ class ImagePrices:
 
 
 def shape_of(model: str) -> Shape:
+    """The kind of request that a model of this name takes."""
     if model == "dall-e-2":
         return Shape.FILL
     return Shape.SCENE if model.startswith("dall-e") else Shape.EDIT
@@ -150,6 +153,7 @@ def price_usage(usage: Mapping[str, Any], prices: ImagePrices) -> Decimal | None
 
 
 def price_tokens(prices: ImagePrices, *, text_in: int, image_in: int, out: int) -> Decimal:
+    """USD of so many tokens."""
     priced = text_in * prices.text_in_usd + image_in * prices.image_in_usd + out * prices.image_out_usd
     return priced / 1_000_000
 
