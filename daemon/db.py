@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -24,7 +24,7 @@ from asyncpg.pool import PoolConnectionProxy
 from daemon.errors import Misconfigured, Unavailable
 from daemon.settings import Settings
 
-Connection = asyncpg.Connection | PoolConnectionProxy
+Connection: TypeAlias = "asyncpg.Connection | PoolConnectionProxy"
 
 _TRANSIENT_CLASSES = ("08", "53")  # connection lost or refused; no disk, memory or connections left
 _TRANSIENT_STATES = frozenset(
@@ -173,7 +173,8 @@ class Database:
     async def fetch(self, name: str, *args: Any) -> list[asyncpg.Record]:
         """All rows of the statement called `name`. Errors: Unavailable."""
         with translate_errors():
-            return await self.pool.fetch(self.sql[name], *args)
+            rows: list[asyncpg.Record] = await self.pool.fetch(self.sql[name], *args)
+            return rows
 
     async def fetchrow(self, name: str, *args: Any) -> asyncpg.Record | None:
         """The first row, or None. Errors: Unavailable."""
@@ -207,7 +208,9 @@ class Database:
         dsn = self.listen_dsn if direct and self.listen_dsn else self.dsn
         pooled = self.pooled and dsn == self.dsn
         with translate_errors():
-            connection = await asyncpg.connect(dsn, **self._connect_arguments(f"listingd:{name}", pooled=pooled))
+            connection = await asyncpg.connect(
+                dsn, **self._connect_arguments(f"listingd:{name}", pooled=pooled)
+            )
             try:
                 await self._prepare_session(connection, pooled=pooled)
             except BaseException:
@@ -232,8 +235,11 @@ class Database:
         return arguments
 
     async def _prepare_session(self, connection: asyncpg.Connection, *, pooled: bool | None = None) -> None:
-        """Bounds for a new session. Behind a transaction pooler they would leak to strangers: the role's
-        own settings (docs/operations.md) must do there."""
+        """Bounds for a new session.
+
+        Behind a transaction pooler they would leak to strangers: the role's own settings
+        (docs/operations.md) must do there.
+        """
         _keep_alive(connection)
         if self.pooled if pooled is None else pooled:
             return
@@ -294,13 +300,15 @@ async def open_pool(settings: Settings, *, dsn: str | None = None) -> Database:
 
 
 async def _keep_session(connection: asyncpg.Connection) -> None:
-    """Nothing to reset on release: no statement of ours leaves session state behind, and asyncpg has
-    rolled back an open transaction before. Its own reset costs a third of the throughput."""
+    """Nothing: no statement of ours leaves session state behind.
+
+    asyncpg has rolled back an open transaction before; its own reset costs a third of the throughput.
+    """
 
 
 def _keep_alive(connection: asyncpg.Connection) -> None:
     """Let the kernel find a half-open connection in 11 s; asyncpg leaves this off."""
-    transport = cast(Any, connection)._transport  # noqa: SLF001 -- asyncpg has no public way to the socket
+    transport = cast("Any", connection)._transport  # noqa: SLF001 -- asyncpg has no public way to the socket
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family == socket.AF_UNIX:
         return

@@ -26,6 +26,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from daemon.errors import Misconfigured
@@ -264,7 +265,7 @@ class PostgresServer:
 
     def _try(self, program: str, *arguments: str, owner: Path | None = None) -> str | None:
         """Run one of the binaries as the owner of PGDATA. None when it went well, else what it said."""
-        identity: dict[str, int | list[int]] = {}
+        identity: dict[str, Any] = {}
         if os.geteuid() == 0:
             who = (owner or self.data_dir).stat()
             identity = {"user": who.st_uid, "group": who.st_gid, "extra_groups": []}
@@ -279,7 +280,7 @@ class PostgresServer:
                 stderr=output,
                 start_new_session=True,  # Ctrl-C on our terminal is for us alone
                 check=False,
-                **identity,  # type: ignore[arg-type]  -- typeshed wants each keyword by itself
+                **identity,
             )
             if done.returncode == 0:
                 return None

@@ -105,7 +105,6 @@ class ClaimedJob:
     input_text: str
     project_id: UUID | None = None
     parent_id: UUID | None = None
-    children: int = 0
     slot: str | None = None
 
 

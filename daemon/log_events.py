@@ -27,15 +27,27 @@ def _event(level: str, keys: str, meaning: str) -> Event:
 
 EVENTS: dict[str, Event] = {
     # The process
-    "service.starting": _event("info", "version python postgres_version instance concurrency pid", "The process begins."),
-    "service.ready": _event("info", "url version startup_s state_dir providers pooled", "Requests and jobs are served."),
-    "service.stopping": _event("info", "why running soft_stop_s hard_stop_s", "A stop has begun: no new claims."),
-    "service.hard_stopped": _event("warning", "running", "The soft stop ran out; running jobs are cancelled."),
+    "service.starting": _event(
+        "info", "version python postgres_version instance concurrency pid", "The process begins."
+    ),
+    "service.ready": _event(
+        "info", "url version startup_s state_dir providers pooled", "Requests and jobs are served."
+    ),
+    "service.stopping": _event(
+        "info", "why running soft_stop_s hard_stop_s", "A stop has begun: no new claims."
+    ),
+    "service.hard_stopped": _event(
+        "warning", "running", "The soft stop ran out; running jobs are cancelled."
+    ),
     "service.stopped": _event("info", "uptime_s released", "The process ends."),
-    "service.task_failed": _event("error", "task restarts after_s error", "A supporting task died and is restarted."),
+    "service.task_failed": _event(
+        "error", "task restarts after_s error", "A supporting task died and is restarted."
+    ),
     "service.setting_noted": _event("warning", "setting why", "A setting works, but hardly as meant."),
     # Requests
-    "http.answered": _event("info", "method path route status duration_s bytes principal remote", "A request ended."),
+    "http.answered": _event(
+        "info", "method path route status duration_s bytes principal remote", "A request ended."
+    ),
     "http.failed": _event("error", "method path route error", "A bug answered 500."),
     "http.stream_cut": _event("warning", "path why waiting", "A slow reader of events was cut off."),
     "auth.refused": _event("warning", "code remote path principal", "Credentials were not accepted."),
@@ -44,49 +56,77 @@ EVENTS: dict[str, Event] = {
     # Jobs
     "job.created": _event("debug", "count priority run_at parent_id", "Jobs were stored."),
     "job.claimed": _event("debug", "wait_s count", "An attempt begins."),
-    "job.step_done": _event("info", "step provider duration_s cost_usd bytes reused", "A step has its checkpoint."),
+    "job.step_done": _event(
+        "info", "step provider duration_s cost_usd bytes reused", "A step has its checkpoint."
+    ),
     "job.completed": _event(
         "info", "duration_s wait_s provider_s cost_usd bytes count", "A job reached its result."
     ),
     "job.fanned_out": _event("info", "children duration_s", "A job waits for its children."),
-    "job.retry_scheduled": _event("warning", "code error delay_s duration_s provider", "An attempt failed; another follows."),
-    "job.failed": _event("warning", "code error duration_s wait_s provider cost_usd count", "A job failed for good."),
-    "job.released": _event("info", "why delay_s count duration_s", "A job was handed back; the attempt does not count."),
+    "job.retry_scheduled": _event(
+        "warning", "code error delay_s duration_s provider", "An attempt failed; another follows."
+    ),
+    "job.failed": _event(
+        "warning", "code error duration_s wait_s provider cost_usd count", "A job failed for good."
+    ),
+    "job.released": _event(
+        "info", "why delay_s count duration_s", "A job was handed back; the attempt does not count."
+    ),
     "job.cancelled": _event("info", "duration_s count", "A job was cancelled."),
-    "job.cancel_ignored": _event("error", "after_s stack", "A handler swallowed its cancellation; its slot was taken."),
+    "job.cancel_ignored": _event(
+        "error", "after_s stack", "A handler swallowed its cancellation; its slot was taken."
+    ),
     "job.rescued": _event("warning", "count from_worker state", "Jobs of a dead worker were taken over."),
     "job.lost": _event("warning", "what", "A write found the fence raised: the attempt is no longer ours."),
     "job.unreadable": _event("error", "error", "A stored input cannot be decoded; the job fails alone."),
     "job.crashed": _event("error", "error", "A handler raised what it should not: a bug."),
     "job.adopted": _event("warning", "", "A claim whose answer was lost was found and handed back."),
     "job.expired": _event("warning", "", "A job was not started before its expires_at."),
-    "job.unflushed": _event("error", "count", "Ends of attempts were not written at a stop; the next start repairs it."),
+    "job.unflushed": _event(
+        "error", "count", "Ends of attempts were not written at a stop; the next start repairs it."
+    ),
     "job.pruned": _event("info", "count duration_s", "Old jobs were removed."),
     # Money and the outside world
     "provider.called": _event(
         "info", "provider model duration_s cost_usd request_id_provider step", "A provider answered."
     ),
-    "provider.throttled": _event("warning", "provider retry_after_s lane_limit", "A provider asked us to wait."),
-    "provider.refused": _event("warning", "provider code status fate request_id_provider", "A provider said no."),
-    "provider.paused": _event("error", "provider why until", "A lane is closed until a person or a probe opens it."),
+    "provider.throttled": _event(
+        "warning", "provider retry_after_s lane_limit", "A provider asked us to wait."
+    ),
+    "provider.refused": _event(
+        "warning", "provider code status fate request_id_provider", "A provider said no."
+    ),
+    "provider.paused": _event(
+        "error", "provider why until", "A lane is closed until a person or a probe opens it."
+    ),
     "provider.resumed": _event("info", "provider paused_s", "A lane is open again."),
-    "provider.retiring": _event("warning", "provider model shutdown_date", "The configured model will be shut down."),
-    "provider.unknown": _event("warning", "provider step cost_usd", "The outcome of a paid call is not known."),
+    "provider.retiring": _event(
+        "warning", "provider model shutdown_date", "The configured model will be shut down."
+    ),
+    "provider.unknown": _event(
+        "warning", "provider step cost_usd", "The outcome of a paid call is not known."
+    ),
     "budget.exhausted": _event("warning", "scope limit_usd spent_usd until", "A budget is used up."),
     "storage.saved": _event("debug", "bytes content_type sha256", "A file was stored."),
     "storage.failed": _event("warning", "what error", "The object store failed; it is tried again."),
     "storage.swept": _event("info", "count bytes", "Files that nothing refers to were removed."),
-    "webhook.delivered": _event("info", "endpoint_id event_type status duration_s delivery", "A webhook was accepted."),
+    "webhook.delivered": _event(
+        "info", "endpoint_id event_type status duration_s delivery", "A webhook was accepted."
+    ),
     "webhook.failed": _event("warning", "endpoint_id event_type status error delivery", "A delivery failed."),
     "webhook.disabled": _event("warning", "endpoint_id why", "An endpoint gets nothing any more."),
     # Postgres
     "database.lost": _event("warning", "error", "Postgres cannot be reached."),
     "database.restored": _event("info", "down_s", "Postgres answers again."),
-    "database.pooled": _event("warning", "listen", "A transaction pooler was detected: no prepared statements."),
+    "database.pooled": _event(
+        "warning", "listen", "A transaction pooler was detected: no prepared statements."
+    ),
     "database.vacuum_held": _event("warning", "pid held_by age_s", "A session holds back vacuum."),
     "listener.connected": _event("info", "down_s", "Notifications arrive."),
     "listener.lost": _event("warning", "error", "Notifications are dead; polling goes on."),
-    "lease.lost": _event("error", "silent_s running", "The lease could not be confirmed: all jobs were stopped."),
+    "lease.lost": _event(
+        "error", "silent_s running", "The lease could not be confirmed: all jobs were stopped."
+    ),
     "lease.confirmed_late": _event("warning", "silent_s error", "A heartbeat came late."),
     "migrate.applied": _event("info", "number name duration_s", "A migration was applied."),
     "embedded.started": _event("info", "duration_s adopted", "The embedded Postgres runs."),

@@ -6,7 +6,7 @@ The caller pays for the level filter, a dict and a queue put. A reader that stop
 never the loop: lines beyond it are dropped, counted and reported by `log.dropped` when writing works again.
 Secrets are cut out last, from the finished line, so that no key, nesting or traceback hides one.
 
-Event names are fixed for ever: EVENTS lists each with its level and keys, and a test holds daemon/ to it.
+Event names are fixed for ever: log_events.EVENTS lists each with its level and keys, and a test holds daemon/ to it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from typing import Any
 import structlog
 from pydantic import BaseModel, SecretStr
 
-from daemon.log_events import EVENTS as EVENTS
 from daemon.settings import Settings
 
 EventDict = MutableMapping[str, Any]
@@ -244,7 +243,8 @@ def _prepare(event_dict: EventDict) -> dict[str, Any]:
         "level": event_dict["level"],
         "event": event_dict["event"],
     }
-    return head | _blank_secrets({key: value for key, value in event_dict.items() if key not in head})
+    rest: dict[str, Any] = _blank_secrets({k: v for k, v in event_dict.items() if k not in head})
+    return head | rest
 
 
 @functools.lru_cache(maxsize=4)

@@ -2,11 +2,11 @@
 
 Never a user, a job, a path or a message in a label. The metrics are module globals on a registry of our own,
 as is the custom with prometheus-client: they hold counts, no connection, and every floor may raise them.
+Hot code keeps the child of its labels (`JOBS.labels(kind, outcome)`): looking it up costs 1 µs.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 from prometheus_client import (
@@ -33,18 +33,10 @@ REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
 
-JOBS = Counter(
-    "listingd_job_attempts_total", "Ended attempts.", ("kind", "outcome"), registry=REGISTRY
-)
-JOBS_CREATED = Counter(
-    "listingd_jobs_created_total", "Jobs stored.", ("kind", "door"), registry=REGISTRY
-)
-JOBS_RESCUED = Counter(
-    "listingd_jobs_rescued_total", "Jobs taken over from dead workers.", registry=REGISTRY
-)
-JOBS_LOST = Counter(
-    "listingd_jobs_lost_total", "Writes refused by the fence.", registry=REGISTRY
-)
+JOBS = Counter("listingd_job_attempts_total", "Ended attempts.", ("kind", "outcome"), registry=REGISTRY)
+JOBS_CREATED = Counter("listingd_jobs_created_total", "Jobs stored.", ("kind", "door"), registry=REGISTRY)
+JOBS_RESCUED = Counter("listingd_jobs_rescued_total", "Jobs taken over from dead workers.", registry=REGISTRY)
+JOBS_LOST = Counter("listingd_jobs_lost_total", "Writes refused by the fence.", registry=REGISTRY)
 WAIT = Histogram(
     "listingd_job_wait_seconds", "From ready to handler start.", ("kind",),
     buckets=_WAITS_S, registry=REGISTRY,
@@ -60,9 +52,7 @@ FLUSH_BATCH = Histogram(
 )
 SLOTS = Gauge("listingd_worker_slots", "Size of the pool.", registry=REGISTRY)
 SLOTS_BUSY = Gauge("listingd_worker_slots_busy", "Jobs running now.", registry=REGISTRY)
-QUEUE_DEPTH = Gauge(
-    "listingd_queue_jobs", "Jobs by state, estimated.", ("kind", "state"), registry=REGISTRY
-)
+QUEUE_DEPTH = Gauge("listingd_queue_jobs", "Jobs by state, estimated.", ("kind", "state"), registry=REGISTRY)
 
 PROVIDER_CALLS = Counter(
     "listingd_provider_calls_total", "Calls of providers.", ("provider", "outcome"), registry=REGISTRY
@@ -77,9 +67,7 @@ PROVIDER_COST = Counter(
 LANE_LIMIT = Gauge(
     "listingd_lane_concurrency_limit", "Calls a lane allows now.", ("provider",), registry=REGISTRY
 )
-LANE_PAUSED = Gauge(
-    "listingd_lane_paused", "1 while a lane is paused.", ("provider",), registry=REGISTRY
-)
+LANE_PAUSED = Gauge("listingd_lane_paused", "1 while a lane is paused.", ("provider",), registry=REGISTRY)
 
 HTTP_REQUESTS = Counter(
     "listingd_http_requests_total", "Answered requests.", ("route", "method", "status"), registry=REGISTRY
@@ -91,38 +79,10 @@ HTTP_RUN = Histogram(
 STREAMS = Gauge("listingd_http_streams_open", "Open event streams.", registry=REGISTRY)
 
 DATABASE_UP = Gauge("listingd_database_up", "1 while Postgres answers.", registry=REGISTRY)
-LISTENER_UP = Gauge(
-    "listingd_listener_up", "1 while notifications are proven to arrive.", registry=REGISTRY
-)
-LEASE_AGE = Gauge(
-    "listingd_lease_age_seconds", "Time since the last confirmed heartbeat.", registry=REGISTRY
-)
-LOOP_LAG = Gauge(
-    "listingd_loop_lag_seconds", "Longest delay of the event loop of late.", registry=REGISTRY
-)
-DROPPED_LINES = Gauge(
-    "listingd_log_lines_dropped", "Log lines lost to a slow reader.", registry=REGISTRY
-)
-
-
-def observe_attempt(kind: str, outcome: str, run_s: float) -> None:
-    """Count one ended attempt; the children of the labels are kept, looking them up costs 1 µs each."""
-    jobs, run = _attempt_children(kind, outcome)
-    jobs.inc()
-    run.observe(run_s)
-
-
-def observe_flush(finished: int, claimed: int) -> None:
-    """Count one finish-and-claim statement."""
-    if finished:
-        FLUSH_BATCH.observe(finished)
-    if claimed:
-        CLAIM_BATCH.observe(claimed)
-
-
-@functools.cache
-def _attempt_children(kind: str, outcome: str) -> tuple[Counter, Histogram]:
-    return JOBS.labels(kind, outcome), RUN.labels(kind)
+LISTENER_UP = Gauge("listingd_listener_up", "1 while notifications are proven to arrive.", registry=REGISTRY)
+LEASE_AGE = Gauge("listingd_lease_age_seconds", "Time since the last confirmed heartbeat.", registry=REGISTRY)
+LOOP_LAG = Gauge("listingd_loop_lag_seconds", "Longest delay of the event loop of late.", registry=REGISTRY)
+DROPPED_LINES = Gauge("listingd_log_lines_dropped", "Log lines lost to a slow reader.", registry=REGISTRY)
 
 
 def count_dropped_lines(read: Callable[[], int]) -> None:

@@ -75,14 +75,14 @@ async def migrate(target: str | Connection, *, directory: Path | None = None) ->
     Errors: Misconfigured (see the module), Unavailable (no database, or its tables stay busy).
     """
     known = list_migrations(directory)
-    applied: list[Applied] = []
     with translate_errors():
         async with _connection(target) as connection:
             _require_version(connection)
-            for migration in known:
-                if await _apply_patiently(connection, migration, known):
-                    applied.append(Applied(migration.number, migration.name))
-    return applied
+            return [
+                Applied(migration.number, migration.name)
+                for migration in known
+                if await _apply_patiently(connection, migration, known)
+            ]
 
 
 async def pending(target: str | Connection, *, directory: Path | None = None) -> list[Migration]:
@@ -108,9 +108,7 @@ async def check_schema(target: str | Connection) -> None:
         )
 
 
-async def _apply_patiently(
-    connection: Connection, migration: Migration, known: Sequence[Migration]
-) -> bool:
+async def _apply_patiently(connection: Connection, migration: Migration, known: Sequence[Migration]) -> bool:
     for attempt in range(_TRIES):
         try:
             return await _apply(connection, migration, known)

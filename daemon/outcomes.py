@@ -97,12 +97,12 @@ def cancelled(job: ClaimedJob) -> Ended:
 
 def interrupted(job: ClaimedJob) -> Ended:
     """Stopped with the process: pending again at once, the attempt given back."""
-    return Ended(job.fence, State.PENDING, gives_back=True)
+    return Ended(job.fence, State.PENDING, gives_back=1)
 
 
 def _hand_back(job: ClaimedJob, document: Mapping[str, Any], delay_s: float) -> Ended:
     return Ended(
-        job.fence, State.PENDING, error_text=json.dumps(document), delay_s=max(delay_s, 0.05), gives_back=True
+        job.fence, State.PENDING, error_text=json.dumps(document), delay_s=max(delay_s, 0.05), gives_back=1
     )
 
 

@@ -90,7 +90,9 @@ Days = Annotated[int, Field(ge=1, le=36_500)]
 Usd = Annotated[Decimal, Field(ge=0, le=10_000_000), PlainSerializer(str, when_used="json")]
 HttpUrl = Annotated[str, AfterValidator(_is_http_url)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-Networks = Annotated[tuple[Annotated[str, AfterValidator(_is_network)], ...], NoDecode, BeforeValidator(_split)]
+Networks = Annotated[
+    tuple[Annotated[str, AfterValidator(_is_network)], ...], NoDecode, BeforeValidator(_split)
+]
 Dsn = Annotated[SecretStr, AfterValidator(_is_postgres_dsn)]
 LongSecret = Annotated[SecretStr, AfterValidator(_is_long_enough)]
 Counts = Annotated[dict[str, Count], NoDecode, BeforeValidator(_parse_map)]
@@ -188,9 +190,9 @@ class OpenAI(Group):
     concurrency: Count = Field(8, description="Calls in flight, over all daemons.")
     timeout_s: Seconds = Field(240, description="Total time of a call at low or medium quality.")
     timeout_high_s: Seconds = Field(360, description="Total time of a call at high quality or above.")
-    price_text_in_usd: Usd = Field(Decimal("5"), description="USD per million text tokens in.")
-    price_image_in_usd: Usd = Field(Decimal("8"), description="USD per million image tokens in.")
-    price_image_out_usd: Usd = Field(Decimal("30"), description="USD per million image tokens out.")
+    price_text_in_usd: Usd = Field(Decimal(5), description="USD per million text tokens in.")
+    price_image_in_usd: Usd = Field(Decimal(8), description="USD per million image tokens in.")
+    price_image_out_usd: Usd = Field(Decimal(30), description="USD per million image tokens out.")
     price_per_image_usd: Usd | None = Field(
         None, description="USD per picture, for servers whose answers state no usage."
     )

@@ -23,7 +23,14 @@ from typing import Any
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from daemon.errors import Misconfigured
 from daemon.settings import Settings
@@ -92,8 +99,12 @@ def load_settings(
 
         @classmethod
         def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], init_settings: Any, **_: Any
-        ) -> tuple[Any, ...]:
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            *_: Any,
+            **__: Any,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (
                 init_settings,
                 _VariableSource(settings_cls, named),
@@ -149,7 +160,13 @@ def write_reference() -> str:
         if head != group:
             group = head
             title = Settings.model_fields[head].description if head else "The daemon."
-            lines += ["", f"## {(title or '').rstrip('.')}", "", "| variable | default | meaning |", "| --- | --- | --- |"]
+            lines += [
+                "",
+                f"## {(title or '').rstrip('.')}",
+                "",
+                "| variable | default | meaning |",
+                "| --- | --- | --- |",
+            ]
         lines.append(f"| `{setting.variable}` | {setting.default} | {setting.description} |")
     return "\n".join(lines).strip() + "\n"
 
@@ -185,7 +202,7 @@ def _describe_default(name: str, info: FieldInfo) -> str:
     if name in _COMPUTED:
         return _COMPUTED[name]
     value = info.get_default(call_default_factory=True, validated_data={})
-    if value is None or value is PydanticUndefined or value == () or value == {}:
+    if value is PydanticUndefined or value in (None, (), {}):
         return ""
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 
 def span(name: str, attributes: Mapping[str, Any] | None = None) -> AbstractContextManager[Any]:
-    """A span around a block: `with span("job.run", {"kind": "pack"}):`; exceptions are recorded in it."""
+    """Surround a block with a span: `with span("job.run", {"kind": "pack"}):`; it records exceptions."""
     tracer = _tracer()
     if tracer is None:
         return nullcontext()

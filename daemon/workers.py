@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -77,7 +77,8 @@ class Workers:
         changes: Changes,
         settings: Settings,
     ) -> None:
-        self._figures: dict[tuple[str, State], tuple[Callable[[], None], Callable[[float], None]]] = {}
+        self._ran: defaultdict[tuple[str, State], list[float]] = defaultdict(list)  # seconds, for the metrics
+        self._tells = settings.log.level in ("debug", "info")  # a line that nobody sees costs 2 us
         self._queue = queue
         self._db = db
         self._scheduler = scheduler
@@ -254,22 +255,20 @@ class Workers:
         self._progress.pop(job.fence, None)
         if ended is not None:
             self._ended.append((ended, job))
-            self._tell(job, ended, run_s)
+            self._ran[job.kind, ended.state].append(run_s)
+            if self._tells or ended.state is State.FAILED:
+                self._tell(job, ended, run_s)
         self._flush_wanted.set()
         if self.draining and not self.running:
             self._empty.set()
 
     def _tell(self, job: ClaimedJob, ended: Ended, run_s: float) -> None:
-        """The canonical line and the figures of one attempt."""
-        figures = self._figures.get((job.kind, ended.state))
-        if figures is None:
-            figures = self._figures[job.kind, ended.state] = (
-                metrics.JOBS.labels(job.kind, ended.state).inc,
-                metrics.RUN.labels(job.kind).observe,
-            )
-        count, observe = figures
-        count()
-        observe(run_s)
+        """The canonical line of one attempt."""
+        facts: dict[str, Any] = {"job_id": job.id, "kind": job.kind, "user_id": job.user_id, "attempt": job.attempt}
+        if ended.error_text is not None:
+            facts["error"] = ended.error_text
+        if ended.delay_s:
+            facts["delay_s"] = round(ended.delay_s, 3)
         match ended.state:
             case State.COMPLETED:
                 tell, event = log.info, "job.completed"
@@ -281,18 +280,13 @@ class Workers:
                 tell, event = log.info, "job.released"
             case _:
                 tell, event = log.warning, "job.retry_scheduled"
-        facts: dict[str, Any] = {"job_id": job.id, "kind": job.kind, "user_id": job.user_id, "attempt": job.attempt}
-        if ended.error_text is not None:
-            facts["error"] = ended.error_text
-        if ended.delay_s:
-            facts["delay_s"] = round(ended.delay_s, 3)
         tell(event, duration_s=round(run_s, 4), **facts)
 
     # -- the flusher ------------------------------------------------------------------------------------
 
     async def run_flusher(self) -> None:
         """Finish and claim for ever, one statement in flight. Errors: Unavailable; run it again."""
-        connection = await self._db.dedicated_connection("flusher")
+        connection = await self._open_flusher()
         try:
             while True:
                 await self._flush_wanted.wait()
@@ -302,6 +296,13 @@ class Workers:
         finally:
             connection.terminate()
             self._flush_wanted.set()
+
+    async def _open_flusher(self) -> database.Connection:
+        connection = await self._db.dedicated_connection("flusher")
+        if not self._db.pooled:  # behind a transaction pooler the settings would leak to strangers
+            with database.translate_errors():
+                await connection.fetch(self._db.sql["set_flusher"])
+        return connection
 
     async def _flush(self, connection: database.Connection) -> bool:
         """One statement, when there is anything to end or to claim; whether there was."""
@@ -386,6 +387,7 @@ class Workers:
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
             now = loop.time()
+            self._count()
             safe = self._lease.is_safe()
             if not safe and (self.running or self._todo):
                 log.error(
@@ -431,6 +433,15 @@ class Workers:
         running.task.cancel()
         if self._pool is not None and not self.draining:
             self._pool.create_task(self._work(), name="worker-replacement")
+
+    def _count(self) -> None:
+        """Hand the attempts of the last moment to the metrics, all of a kind at once."""
+        ran, self._ran = self._ran, defaultdict(list)
+        for (kind, state), seconds in ran.items():
+            metrics.JOBS.labels(kind, state).inc(len(seconds))
+            observe = metrics.RUN.labels(kind).observe
+            for run_s in seconds:
+                observe(run_s)
 
     async def _raise_low_fence(self, now: float) -> None:
         """Let rescue's scan begin later, with 30 s of delay: a claim or birth in flight may still hold
@@ -546,7 +557,7 @@ class Workers:
             return
         try:
             async with asyncio.timeout(within_s):
-                connection = await self._db.dedicated_connection("last-flush")
+                connection = await self._open_flusher()
                 try:
                     while await self._flush(connection):
                         pass

@@ -8,7 +8,7 @@ Each rule gives one pass, or one warn or fail for every place that breaks it, wi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from pydantic import ValidationError
@@ -185,12 +185,24 @@ def _check_image(
     if end[0] > facts.width_px or end[1] > facts.height_px:
         whole = [facts.width_px, facts.height_px]
         yield fail("image_crop", list(end), whole, "The crop reaches beyond the image.")
-    if facts.size_bytes > MAX_IMAGE_BYTES:
-        yield fail("image_bytes", facts.size_bytes, MAX_IMAGE_BYTES, "The image file is too big.")
-    if facts.format not in IMAGE_FORMATS:
-        yield fail("image_format", facts.format, list(IMAGE_FORMATS), "Amazon does not take this format.")
-    if facts.mode != IMAGE_MODE:
-        yield fail("image_colour", facts.mode, IMAGE_MODE, "The image is not plain RGB.")
+    for check in check_image_file(facts):
+        if check.outcome == "fail":
+            yield replace(check, pointer=place.pointer)
+
+
+def check_image_file(facts: ImageFacts) -> tuple[Check, ...]:
+    """Bytes, format and colour of one image file, pass or fail each."""
+    measured: tuple[tuple[str, Any, Any, bool, str], ...] = (
+        ("image_bytes", facts.size_bytes, MAX_IMAGE_BYTES, facts.size_bytes <= MAX_IMAGE_BYTES,
+         "The file must not be bigger."),
+        ("image_format", facts.format, list(IMAGE_FORMATS), facts.format in IMAGE_FORMATS,
+         "Amazon takes these formats."),
+        ("image_colour", facts.mode, IMAGE_MODE, facts.mode == IMAGE_MODE, "The image must be plain RGB."),
+    )  # fmt: skip
+    return tuple(
+        Check(f"aplus.{rule}", "pass" if fits else "fail", value, limit, detail)
+        for rule, value, limit, fits, detail in measured
+    )
 
 
 def _texts(value: Any, pointer: str) -> Iterator[_Place]:

@@ -120,11 +120,11 @@ def _signs(found: segment.Segments) -> Iterator[_Sign]:
         _grade(found.ambiguous, bad=0.06, good=0.01),
         "Parts inside the product are as pale as the background and may be openings.",
     )
-    weak, ragged = _edge_quality(scene, mask)
+    weak = segment.weak_outline(scene, mask)
     yield _Sign(
         _grade(weak, bad=0.08, good=0.03), "Part of the product's edge can hardly be told from the background."
     )
-    yield _Sign(_grade(ragged, bad=0.5, good=0.25), "The edge that was found is ragged.")
+    yield _Sign(_grade(_raggedness(mask), bad=0.5, good=0.25), "The edge that was found is ragged.")
     yield _Sign(
         _grade(_faint_structure(found), bad=0.02, good=0.006),
         "There are faint outlines outside of what was cut out: a pale part may have been lost.",
@@ -156,27 +156,20 @@ def _is_framed(mask: Mask) -> bool:
     return bool(mask.sum() > 0.95 * box and max(tall, wide) > 0.94)
 
 
-def _edge_quality(scene: segment.Scene, mask: Mask) -> tuple[float, float]:
-    """(share of the outline with next to no contrast across it, raggedness per pixel of outline)."""
-    inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8))
-    outline = mask & ~inner.astype(bool)
-    length = max(1, int(outline.sum()))
-    # Contrast: the strongest against the weakest difference within reach of the outline, in L, a and b.
-    reach = np.ones((7, 7), np.uint8)
-    span = [cv2.dilate(scene.lab[..., c], reach) - cv2.erode(scene.lab[..., c], reach) for c in range(3)]
-    contrast = np.sqrt(sum(np.square(s) for s in span))
-    weak = float((contrast[outline] < 9).mean())
+def _raggedness(mask: Mask) -> float:
+    """What smoothing changes, in pixels per pixel of outline."""
     smooth = cv2.medianBlur(mask.astype(np.uint8) * 255, 9) > 127
-    return weak, float((smooth ^ mask).sum()) / length
+    return float((smooth ^ mask).sum()) / max(1, int(segment.outline(mask).sum()))
 
 
 def _faint_structure(found: segment.Segments) -> float:
     """Edges left in the background, as a share of the product's area; the shadow's penumbra apart."""
     scene, mask = found.scene, found.flood
-    apart = cv2.dilate((mask | found.shadow).astype(np.uint8), np.ones((13, 13), np.uint8)).astype(bool)
+    apart = cv2.dilate(mask.astype(np.uint8), np.ones((13, 13), np.uint8)).astype(bool)
+    apart |= cv2.dilate(found.shadow.astype(np.uint8), np.ones((31, 31), np.uint8)).astype(bool)
     level = cv2.GaussianBlur(scene.lab[..., 0], (0, 0), 1.5)
     fine = level - cv2.GaussianBlur(level, (0, 0), 4)
-    limit = max(0.8, 5 * float(np.median(np.abs(fine[~apart]))) if (~apart).any() else 0.8)
+    limit = max(0.8, 7 * float(np.median(np.abs(fine[~apart]))) if (~apart).any() else 0.8)
     lines = cv2.morphologyEx(
         ((np.abs(fine) > limit) & ~apart).astype(np.uint8), cv2.MORPH_OPEN, np.ones((2, 2), np.uint8)
     )

@@ -23,8 +23,10 @@ Plane = NDArray[np.float32]
 
 WORK_SIDE_PX = 900
 GRABCUT_SIDE_PX = 450
-SHADOW_DEPTH = 55.0  # L: the darkest that a shadow on the ground may be against the lit ground
-SHADOW_SLOPE = 3.2  # L per px: steeper is an edge of something, not a penumbra
+SHADOW_DEPTHS = (12.0, 22.0, 34.0, 48.0, 62.0)  # L below the lit ground
+SHADOW_SLOPES = (1.2, 3.2)  # L per px: steeper is an edge of something, not a penumbra
+MIN_EDGE_CONTRAST = 9.0  # Delta E across an outline that anybody would see
+SHARP_EDGE = 0.6  # at least this part of the contrast within 13 px lies within 5 px
 MIN_PART = 0.02  # parts smaller than this share of the largest are specks
 
 
@@ -33,7 +35,7 @@ class Scene:
     """A working copy in Lab and how it differs from its background.
 
     lab: h x w x 3 (L 0..100); darker: L below the background's (negative: brighter); tint: distance from
-    the background's a, b; slope: steepness of L per px; noise: of the background, Delta E;
+    the a, b that the background would have at that L; slope: steepness of L per px; noise: of the background, Delta E;
     unevenness: 95th percentile of Delta E between border and fitted surface.
     """
 
@@ -108,13 +110,16 @@ def _fit_background(rgb: Picture, lab: Plane, known: Mask) -> Scene:
         scale = max(0.6, 1.5 * float(np.median(apart)))
         weight = 1 / (1 + (apart / scale) ** 2) ** 2
     behind = (terms.reshape(-1, 6) @ surface.astype(np.float32)).reshape(lab.shape)
+    # Less light scales linear RGB by k, hence L + 16, a and b by the cube root of k (CIE 15): a shadow on
+    # coloured ground is no tint.
+    dimmed = np.clip((lab[..., 0] + 16) / np.maximum(behind[..., 0] + 16, 1), 0.3, 1)
     level = cv2.GaussianBlur(lab[..., 0], (0, 0), 1.0)
     slope = np.hypot(cv2.Scharr(level, cv2.CV_32F, 1, 0), cv2.Scharr(level, cv2.CV_32F, 0, 1)) / 32
     return Scene(
         rgb=rgb,
         lab=lab,
         darker=behind[..., 0] - lab[..., 0],
-        tint=np.hypot(lab[..., 1] - behind[..., 1], lab[..., 2] - behind[..., 2]),
+        tint=np.hypot(lab[..., 1] - behind[..., 1] * dimmed, lab[..., 2] - behind[..., 2] * dimmed),
         slope=np.asarray(slope, dtype=np.float32),
         noise=float(np.median(apart)),
         unevenness=float(np.percentile(apart, 95)),
@@ -150,35 +155,64 @@ def _keep_parts(mask: Mask) -> Mask:
 def _take_off_shadow(scene: Scene, mask: Mask) -> tuple[Mask, Mask]:
     """(mask without the shadow on the ground, that shadow).
 
+    How deep the shadow is cannot be known beforehand, and a grey product looks like a deep one: so several
+    depths are tried, and the one is taken whose outline stands out best against its surroundings. Both a
+    shadow left behind and a product eaten into have soft outlines.
+    """
+    best, least_weak = mask, weak_outline(scene, mask)
+    for depth in SHADOW_DEPTHS:
+        for slope in SHADOW_SLOPES:
+            kept = _keep_parts(mask & ~_shadow_from_outside(scene, mask, depth, slope))
+            weak = weak_outline(scene, kept)
+            if kept.any() and weak < least_weak:
+                best, least_weak = kept, weak
+    return best, mask & ~best
+
+
+def _shadow_from_outside(scene: Scene, mask: Mask, depth: float, slope: float) -> Mask:
+    """The part of a mask that may be shadow up to a depth and a steepness (L, L per px).
+
     A shadow darkens the ground without tinting it, fades gradually, and lies in the lower part of what is
     there; it is entered from the background, never from within the product.
     """
     rows = np.flatnonzero(mask.any(axis=1))
     if not len(rows):
-        return mask, np.zeros_like(mask)
-    ground = np.zeros_like(mask)
-    ground[rows[0] + (rows[-1] - rows[0]) // 2 :] = True
+        return np.zeros_like(mask)
     # Light bounced from the product tints its shadow a little, more where it is deep.
-    like = (scene.darker > -2) & (scene.darker < SHADOW_DEPTH) & (scene.tint < 4 + 0.12 * scene.darker)
-    like &= (scene.slope < SHADOW_SLOPE) & ground
-    reached = _connected_to_frame(like | ~mask)
-    shadow = mask & reached
-    # Slopes are measured over a few pixels, so the flood stops short of the edge: follow the fall of L down to it.
-    shadow = _creep(scene, mask, shadow, ground)
-    kept = _keep_parts(mask & ~shadow)
-    return kept, mask & ~kept
+    like = mask & (scene.darker > -2) & (scene.darker < depth) & (scene.tint < 4 + 0.12 * scene.darker)
+    like[: rows[0] + (rows[-1] - rows[0]) // 2] = False
+    shadow = mask & _connected_to_frame((like & (scene.slope < slope)) | ~mask)
+    # Slopes are measured over a few pixels, so the flood stops short of the product's edge: creep up to it.
+    soft = like & (scene.slope < 2 * slope)
+    for _ in range(4 if shadow.any() else 0):
+        shadow = shadow | (cv2.dilate(shadow.astype(np.uint8), _disc(1)).astype(bool) & soft)
+    return shadow
 
 
-def _creep(scene: Scene, mask: Mask, shadow: Mask, ground: Mask) -> Mask:
-    """Let the shadow grow by a few pixels where neither tint nor edge says product."""
-    if not shadow.any():
-        return shadow
-    soft = mask & ground & (scene.tint < 5 + 0.12 * scene.darker) & (scene.darker < SHADOW_DEPTH)
-    soft &= scene.slope < 2 * SHADOW_SLOPE
-    grown = shadow
-    for _ in range(4):
-        grown = grown | (cv2.dilate(grown.astype(np.uint8), _disc(1)).astype(bool) & soft)
-    return grown
+def weak_outline(scene: Scene, mask: Mask) -> float:
+    """Share of a mask's outline that is hardly there, or is soft as only a shadow's end is."""
+    edge = outline(mask)
+    if not edge.any():
+        return 1.0
+    close, near, wide = (_contrast(scene, edge, side) for side in (5, 7, 13))
+    rows = np.flatnonzero(mask.any(axis=1))
+    low = np.nonzero(edge)[0] > (rows[0] + rows[-1]) / 2
+    untinted = scene.tint[edge] < 4 + 0.12 * scene.darker[edge]
+    soft = low & untinted & (close < SHARP_EDGE * wide)
+    return float(((near < MIN_EDGE_CONTRAST) | soft).mean())
+
+
+def _contrast(scene: Scene, edge: Mask, side: int) -> Plane:
+    """Strongest against weakest L, a, b in a square around each pixel of an outline."""
+    reach = np.ones((side, side), np.uint8)
+    span = cv2.dilate(scene.lab, reach)[edge] - cv2.erode(scene.lab, reach)[edge]
+    return np.asarray(np.linalg.norm(span, axis=1), dtype=np.float32)
+
+
+def outline(mask: Mask) -> Mask:
+    """The mask's outermost pixels."""
+    inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8))
+    return np.asarray(mask & ~inner.astype(bool))
 
 
 def _open_holes(scene: Scene, mask: Mask) -> tuple[Mask, float]:
@@ -205,6 +239,12 @@ def _open_holes(scene: Scene, mask: Mask) -> tuple[Mask, float]:
         ring = cv2.dilate(where.astype(np.uint8), _disc(4)).astype(bool) & ~where
         if float(np.median(scene.difference[ring])) < 8:
             ambiguous += area  # fades into its surroundings: a highlight or pale paint
+            continue
+        seen = scene.lab[where]
+        if float(np.hypot(scene.darker[where].mean(), scene.tint[where].mean())) > 2 + 2 * scene.noise or float(
+            seen[:, 0].std()
+        ) > 1 + 2 * scene.noise:
+            ambiguous += area  # flat, but not what the background must look like here
             continue
         near = cv2.dilate(where.astype(np.uint8), _disc(2)).astype(bool)
         opened &= ~(near & (scene.difference < 12))

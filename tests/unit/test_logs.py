@@ -62,7 +62,13 @@ def test_a_line_is_json_with_time_level_event_and_context() -> None:
         (line,) = read()
 
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
-    assert {"level": "info", "event": "job.completed", "job_id": "j1", "kind": "pack", "duration_s": 1.5} == line
+    assert {
+        "level": "info",
+        "event": "job.completed",
+        "job_id": "j1",
+        "kind": "pack",
+        "duration_s": 1.5,
+    } == line
 
 
 def test_lines_below_the_level_are_not_written() -> None:
@@ -260,7 +266,11 @@ def _events_used(path: Path) -> Iterator[tuple[str, str, str, set[str]]]:
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args):
             continue
         first = node.args[0]
-        if node.func.attr not in LEVELS or not isinstance(first, ast.Constant) or not isinstance(first.value, str):
+        if (
+            node.func.attr not in LEVELS
+            or not isinstance(first, ast.Constant)
+            or not isinstance(first.value, str)
+        ):
             continue
         if not re.fullmatch(r"[a-z]+\.[a-z_]+", first.value):
             continue
