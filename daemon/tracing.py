@@ -12,7 +12,7 @@ from typing import Any
 
 
 def span(name: str, attributes: Mapping[str, Any] | None = None) -> AbstractContextManager[Any]:
-    """Surround a block with a span: `with span("job.run", {"kind": "pack"}):`; it records exceptions."""
+    """A span around the block that records its exceptions, as in `with span("job.run", {"kind": "pack"}):`."""
     tracer = _tracer()
     if tracer is None:
         return nullcontext()

@@ -1,0 +1,78 @@
+"""The command `listingd`. Each group of commands has a module of its own, daemon/cli_<topic>.py."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from daemon.cli_options import Commands, config_option, read_settings, run_async
+
+if TYPE_CHECKING:
+    from daemon.migrate import Applied, Migration
+    from daemon.settings import Settings
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def commands() -> None:
+    """One product photo in, an Amazon listing out: main image, picture pack, A+ document.
+
+    Settings come from LISTINGD_… variables, a TOML file (--config) and systemd credentials; see
+    docs/configuration.md.
+    """
+
+
+@commands.command()
+@config_option
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=int, help="Port to listen on; 0 takes a free one.")
+def serve(config: Path | None, host: str | None, port: int | None) -> None:
+    """Run the daemon until SIGTERM or Ctrl-C."""
+    settings = read_settings(config, http={"host": host, "port": port})
+
+    from daemon import logs, service
+
+    writer = logs.configure(settings)
+    try:
+        run_async(service.serve(settings))
+    finally:
+        writer.close()
+
+
+@commands.command()
+@config_option
+@click.option("--pending", "only_list", is_flag=True, help="List what is missing, change nothing.")
+def migrate(config: Path | None, only_list: bool) -> None:
+    """Bring the database to the schema of this release."""
+    settings = read_settings(config)
+    found = run_async(_migrate(settings, only_list=only_list))
+    for item in found:
+        click.echo(f"{'missing' if only_list else 'applied'}  {item.number:04d}  {item.name}")
+    if not found:
+        click.echo("The schema is up to date.")
+
+
+async def _migrate(settings: Settings, *, only_list: bool) -> list[Applied] | list[Migration]:
+    from daemon import migrate as runner
+    from daemon.embedded import embedded_postgres, hold_state_dir
+
+    act = runner.pending if only_list else runner.migrate
+    if settings.database_url is not None:
+        return await act(settings.database_url.get_secret_value())
+    with hold_state_dir(settings):
+        async with embedded_postgres(settings) as dsn:
+            return await act(dsn)
+
+
+@commands.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(f"listingd {installed_version('listingd')} (Python {platform.python_version()})")
+
+
+def main() -> None:
+    """Entry point of the command `listingd`."""
+    commands(prog_name="listingd")
