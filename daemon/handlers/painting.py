@@ -1,0 +1,158 @@
+"""One picture from the painter, through a step: prompt, identity, previews while it works."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from daemon.errors import Fate, ListingdError, Lost, ProviderError
+from daemon.handlers.context import JobContext, StepValue
+from daemon.handlers.cutouts import Cutout, hash_bytes
+from daemon.handlers.prompts import paint_prompt
+from daemon.imaging import codec
+from daemon.imaging.compose import fit_frame
+from daemon.payloads import ImageInput
+from daemon.providers.protocols import PaintAnswer, PaintRequest
+
+PAINT_TIMEOUT_S = 420.0  # a ceiling for any painter; the adapter's own setting is tighter
+MAX_PAINT_PX = 2000  # models stop near 8 MP and get no better above this; larger pictures are enlarged
+_PREVIEWS_WAITING = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Painted:
+    """image: the painter's bytes, still untrusted; generated and derived as in PaintAnswer."""
+
+    image: bytes
+    generated: bool
+    derived: str
+    provider: str
+    model: str
+
+
+async def paint_picture(ctx: JobContext, wanted: ImageInput, cutout: Cutout) -> Painted:
+    """The picture for wanted.slot around the cut-out, square, at most MAX_PAINT_PX.
+
+    Errors: ProviderError, and those of ctx.step.
+    """
+    painter = ctx.providers.paint
+    size_px = min(wanted.size_px, MAX_PAINT_PX)
+    prompt = paint_prompt(wanted.slot, wanted.product, wanted.style, width_px=size_px, height_px=size_px)
+    photo = await ctx.in_thread(_clean_photo, cutout.photo)
+    request = PaintRequest(
+        slot=wanted.slot,
+        cutout_png=cutout.png,
+        photos=(photo,),
+        prompt=prompt.text,
+        width_px=size_px,
+        height_px=size_px,
+        seed=int(cutout.sha256[:7], 16),
+        palette=wanted.style.palette,
+        hints={"category": f"{wanted.product.category or ''} {wanted.product.title}".strip(),
+               "background": wanted.style.background},
+        user_hash=hash_bytes(f"listingd:{ctx.user_id}".encode()),
+        model=wanted.model,
+        quality=wanted.quality,
+    )  # fmt: skip
+
+    async def call() -> StepValue:
+        answer = await _paint_with_previews(ctx, request) if wanted.preview else await painter.paint(
+            request, timeout_s=PAINT_TIMEOUT_S
+        )  # fmt: skip
+        return StepValue(
+            usage=answer.usage,
+            data=answer.image,
+            content_type=_inspect_answer(answer.image, painter.name).content_type,
+            document={"generated": answer.generated, "derived": answer.derived},
+            model=answer.model,
+            request_id=answer.request_id,
+            rate=answer.rate,
+        )
+
+    value = await ctx.step(
+        f"paint:{wanted.slot}",
+        provider=painter.name,
+        identity=(
+            "paint", wanted.slot, painter.fingerprint, cutout.sha256, hash_bytes(photo), prompt.version,
+            hash_bytes(prompt.text.encode()), f"{size_px}x{size_px}", ",".join(request.palette),
+            request.hints["category"], request.hints["background"], wanted.model or "", wanted.quality or "",
+        ),
+        estimate_usd=painter.estimate_usd(request),
+        call=call,
+    )  # fmt: skip
+    assert value.data is not None
+    told = value.document or {}
+    return Painted(
+        image=value.data,
+        generated=bool(told.get("generated", True)),
+        derived=str(told.get("derived", "")),
+        provider=painter.name,
+        model=value.model,
+    )
+
+
+async def _paint_with_previews(ctx: JobContext, request: PaintRequest) -> PaintAnswer:
+    """The answer; previews that arrive before it are saved as assets of role "partial" meanwhile."""
+    previews: asyncio.Queue[bytes | None] = asyncio.Queue(_PREVIEWS_WAITING)
+    failure: ListingdError | None = None
+    answer: PaintAnswer | None = None
+
+    def on_partial(image: bytes, _index: int) -> None:
+        if not previews.full():  # a preview that nobody could save in time is not worth waiting for
+            previews.put_nowait(image)
+
+    async def save_previews() -> None:
+        nonlocal failure
+        while (image := await previews.get()) is not None:
+            try:
+                small = await ctx.in_thread(_shrink_preview, image)
+                await ctx.save_asset(small, role="partial", content_type="image/jpeg", slot=request.slot,
+                                     generated=True, provider=ctx.providers.paint.name)  # fmt: skip
+            except Lost as exc:
+                failure = exc
+                return
+            except ListingdError:
+                continue  # an unreadable preview says nothing about the finished picture
+
+    async with asyncio.TaskGroup() as tasks:
+        saving = tasks.create_task(save_previews(), name=f"previews {request.slot}")
+        try:
+            answer = await ctx.providers.paint.paint(
+                request, timeout_s=PAINT_TIMEOUT_S, on_partial=on_partial
+            )
+        except ListingdError as exc:  # carried out by hand: a TaskGroup would wrap it in a group
+            failure = exc
+        if not saving.done():
+            while previews.full():
+                previews.get_nowait()
+            previews.put_nowait(None)
+    if failure is not None:
+        raise failure
+    assert answer is not None
+    return answer
+
+
+def _inspect_answer(image: bytes, provider: str) -> codec.PictureInfo:
+    """An answer that is no picture is kept out of the store. Errors: ProviderError permanent."""
+    try:
+        return codec.inspect(image)
+    except ListingdError as exc:
+        raise ProviderError(
+            f"The painter's answer cannot be used: {exc.message}",
+            provider=provider, fate=Fate.PERMANENT, code="answer_unusable",
+        ) from exc  # fmt: skip
+
+
+def _clean_photo(photo: bytes) -> bytes:
+    """The photo as painters take it: upright JPEG without camera data."""
+    return codec.encode_jpeg(codec.decode(photo), quality=95, max_bytes=20_000_000)
+
+
+def _shrink_preview(image: bytes) -> bytes:
+    picture = Image.fromarray(codec.flatten_on_white(codec.decode(image)))
+    scale = min(1.0, 768 / max(picture.size))
+    small = fit_frame(picture, round(picture.width * scale), round(picture.height * scale))
+    return codec.encode_jpeg(np.asarray(small), quality=80)
