@@ -52,7 +52,8 @@ class LaneLimits:
 @dataclass(frozen=True, slots=True)
 class LaneState:
     """A lane as operators see it. allowed: calls in flight it allows now; paused_s: seconds until a probe may
-    try; wait_s: seconds the provider told us to wait."""
+    try; wait_s: seconds the provider told us to wait.
+    """
 
     name: str
     provider: str

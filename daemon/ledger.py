@@ -79,7 +79,8 @@ class StepResult:
 @dataclass(frozen=True, slots=True)
 class Budget:
     """A budget row or counter of the present period. is_set: limit_usd was set for this subject (None = no
-    limit); otherwise limit_usd is the settings' default."""
+    limit); otherwise limit_usd is the settings' default.
+    """
 
     scope: str
     subject: str
@@ -197,7 +198,8 @@ class Ledger:
         self, step_id: UUID, *, is_unknown: bool, code: str, cost_usd: Decimal = Decimal(0)
     ) -> None:
         """End a step without result. is_unknown: it may have been billed; cost_usd: it is known to have cost
-        so much. Idempotent."""
+        so much. Idempotent.
+        """
         state = "unknown" if is_unknown else "failed"
         await self._db.fetchval("fail_step", step_id, state, code, cost_usd)
 
@@ -282,7 +284,8 @@ class Ledger:
 
 def encode_json(value: Any) -> str:
     """JSON text that jsonb takes: a model's answer may hold NUL, lone surrogates or NaN, and a result that
-    was paid for must not be lost for that. They become U+FFFD and null."""
+    was paid for must not be lost for that. They become U+FFFD and null.
+    """
     try:
         text = json.dumps(value, allow_nan=False, default=str)
     except ValueError:

@@ -59,14 +59,14 @@ class StoredFile:
 class _Driver(Protocol):
     """Bytes by key, somewhere. Every `put` is atomic and durable."""
 
-    async def put(self, key: str, data: bytes, content_type: str, *, overwrite: bool) -> None: ...
-    async def stat(self, key: str) -> tuple[int, float]: ...
-    async def read(self, key: str) -> bytes: ...
-    def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]: ...
-    async def delete(self, key: str) -> None: ...
+    async def put(self, key: str, data: bytes, content_type: str, /, *, overwrite: bool) -> None: ...
+    async def stat(self, key: str, /) -> tuple[int, float]: ...
+    async def read(self, key: str, /) -> bytes: ...
+    def stream(self, key: str, start: int, end: int, /) -> AsyncIterator[bytes]: ...
+    async def delete(self, key: str, /) -> None: ...
     def list(self) -> AsyncIterator[tuple[str, int, float]]: ...
-    def path(self, key: str) -> Path | None: ...
-    async def sign(self, key: str, expires_in: timedelta) -> str | None: ...
+    def path(self, key: str, /) -> Path | None: ...
+    async def sign(self, key: str, expires_in: timedelta, /) -> str | None: ...
 
 
 class Storage:
@@ -295,7 +295,7 @@ class _Directory:
                 if time.time() - draft.stat().st_mtime > 86_400:
                     draft.unlink()
 
-    async def put(self, key: str, data: bytes, content_type: str, *, overwrite: bool) -> None:
+    async def put(self, key: str, data: bytes, _content_type: str, /, *, overwrite: bool) -> None:
         await asyncio.to_thread(self._write, key, data, overwrite)
 
     def _write(self, key: str, data: bytes, overwrite: bool) -> None:
@@ -304,7 +304,7 @@ class _Directory:
             raise FileExistsError(key)
         draft = self._drafts / secrets.token_hex(16)
         try:
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            with draft.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -321,9 +321,9 @@ class _Directory:
     @staticmethod
     def _move(draft: Path, target: Path, overwrite: bool) -> None:
         if overwrite:
-            os.replace(draft, target)
+            draft.replace(target)
         else:
-            os.link(draft, target)  # unlike a rename it fails when the name is taken
+            target.hardlink_to(draft)  # unlike a rename it fails when the name is taken
 
     async def stat(self, key: str) -> tuple[int, float]:
         found = await asyncio.to_thread((self._root / key).stat)
@@ -357,7 +357,7 @@ class _Directory:
     def path(self, key: str) -> Path | None:
         return self._root / key
 
-    async def sign(self, key: str, expires_in: timedelta) -> str | None:
+    async def sign(self, _key: str, _expires_in: timedelta, /) -> str | None:
         return None
 
 
@@ -367,7 +367,7 @@ class _Bucket:
     def __init__(self, store: S3Store | MemoryStore) -> None:
         self._store = store
 
-    async def put(self, key: str, data: bytes, content_type: str, *, overwrite: bool) -> None:
+    async def put(self, key: str, data: bytes, content_type: str, /, *, overwrite: bool) -> None:
         await obstore.put_async(
             self._store,
             key,
@@ -401,7 +401,7 @@ class _Bucket:
             for found in page:
                 yield found["path"], found["size"], _age_s(found["last_modified"])
 
-    def path(self, key: str) -> Path | None:
+    def path(self, _key: str, /) -> Path | None:
         return None
 
     async def sign(self, key: str, expires_in: timedelta) -> str | None:
