@@ -35,7 +35,8 @@ _ROLES = {
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """text: what the painter gets; version: of the slot's and of the style's file, for the step's
-    identity."""
+    identity.
+    """
 
     text: str
     version: str

@@ -24,7 +24,8 @@ _COOL_SAGE = (195.0, 0.020)
 class Palette:
     """RGB 0..255 each. ground: backdrop of a drawn picture; panel: a step darker; wall: backdrop of a
     scene; accent: rules and marks; ink: headlines; muted: running text; light_product: the product is so
-    light that it needs a darker backdrop."""
+    light that it needs a darker backdrop.
+    """
 
     ground: RGB
     panel: RGB

@@ -15,8 +15,8 @@ from PIL import Image
 
 from daemon.errors import Reject
 
-FloatMask = npt.NDArray[np.float32]  # h×w, 0..1
-FloatPicture = npt.NDArray[np.float32]  # h×w×3, 0..1
+FloatMask = npt.NDArray[np.float32]  # h x w, 0..1
+FloatPicture = npt.NDArray[np.float32]  # h x w x 3, 0..1
 
 _SEEN_ALPHA = 8  # fainter pixels are the cut-out's noise, not the product
 _SOLID_ALPHA = 250
@@ -84,7 +84,7 @@ def place(
 def place_on_white(cutout: Image.Image, size_px: int = 2000, *, fill: float = 0.90) -> Image.Image:
     """The main image: a white square, the whole product centred, its longest side `fill` of the frame.
 
-    Shapes: RGB, size_px × size_px; 255,255,255 wherever the product is not. No shadow, no reflection.
+    Shapes: RGB, size_px x size_px; 255,255,255 wherever the product is not. No shadow, no reflection.
     Source: Amazon product image requirements (main image: pure white, product at least 85 % of the frame).
     """
     placed = place(
@@ -115,11 +115,13 @@ def alpha_on_canvas(placed: Placed, width_px: int, height_px: int) -> FloatMask:
 
 
 def to_float(picture: Image.Image) -> FloatPicture:
+    """The picture as h x w x 3, 0..1."""
     return np.asarray(picture.convert("RGB"), dtype=np.float32) / np.float32(255)
 
 
 def to_image(picture: FloatPicture) -> Image.Image:
-    return Image.fromarray(np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8), "RGB")
+    """The picture as RGB, clipped to 0..1 first."""
+    return Image.fromarray(np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8))
 
 
 def blur(array: npt.NDArray[np.float32], sigma_px: float) -> npt.NDArray[np.float32]:
@@ -146,4 +148,4 @@ def _sharpen(product: Image.Image, *, sigma_px: float, amount: float) -> Image.I
     solid = np.where(pixels[..., 3:] >= _SOLID_ALPHA, 1.0, 0.0)
     sharp = colour + amount * solid * (colour - smooth)
     merged = np.concatenate([np.clip(sharp, 0, 255), pixels[..., 3:]], axis=2)
-    return Image.fromarray(np.rint(merged).astype(np.uint8), "RGBA")
+    return Image.fromarray(np.rint(merged).astype(np.uint8))

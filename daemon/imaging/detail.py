@@ -19,7 +19,8 @@ _SOFT_SHARPNESS = 25.0  # variance of the Laplacian; photos out of focus measure
 @dataclass(frozen=True, slots=True)
 class CloseUp:
     """picture: RGB square; source_px: side of the region in the photo's own pixels; cover: share of the
-    region that is product, 0..1; sharpness: variance of the Laplacian of its grey values (0..255 scale)."""
+    region that is product, 0..1; sharpness: variance of the Laplacian of its grey values (0..255 scale).
+    """
 
     picture: Image.Image
     source_px: int
@@ -54,8 +55,9 @@ def crop_detail(cutout: Image.Image, size_px: int, wishes: tuple[str, ...] = ())
         np.asarray(small[..., 3], dtype=np.float32) / np.float32(255),
         round(side * scale),
     )
-    x_px = round(min(max(x / scale, (width - side) / 2 if width < side else 0), max(0, width - side)))
-    y_px = round(min(max(y / scale, 0), max(0, height - side)))
+    # A product narrower than the window stands in its middle; the crop reaches past its edges there.
+    x_px = round(min(x / scale, width - side)) if width > side else round((width - side) / 2)
+    y_px = round(min(y / scale, height - side)) if height > side else round((height - side) / 2)
     region = product.crop((x_px, y_px, x_px + side, y_px + side))
 
     sharpness = _measure_sharpness(region)
@@ -86,11 +88,22 @@ def _best_window(
         plane = lab[..., channel]
         gx, gy = cv2.Sobel(plane, cv2.CV_32F, 1, 0), cv2.Sobel(plane, cv2.CV_32F, 0, 1)
         edges += weight * np.sqrt(gx * gx + gy * gy)
-    # Roots even out: one hard edge must not beat a finely worked area. The silhouette does not count.
-    energy = np.sqrt(edges) * inner
+    # Clipped, so that one hard edge does not beat a finely worked area. The silhouette does not count.
+    inside = edges[inner > 0.5]
+    ceiling = float(np.percentile(inside, 97)) if inside.size else 1.0
+    energy = np.asarray(np.minimum(edges, ceiling) * inner, dtype=np.float32)
     height, width = mask.shape
     side_x, side_y = min(side, width), min(side, height)
-    sums = _window_means(np.asarray(energy, dtype=np.float32), side_x, side_y)
+    rim = max(1, round(0.06 * side))
+    whole = _window_means(energy, side_x, side_y)
+    sums = whole.copy()
+    if min(side_x, side_y) > 4 * rim:
+        # What the frame cuts through counts against a window: a mark on the product is shown whole.
+        core = _window_means(energy, side_x - 2 * rim, side_y - 2 * rim)[rim:-rim, rim:-rim]
+        core_area, area = (side_x - 2 * rim) * (side_y - 2 * rim), side_x * side_y
+        border = (whole * area - core * core_area) / (area - core_area)
+        sums = core - 0.8 * np.maximum(border, 0)
+        sums -= float(sums.min())
     covers = _window_means(mask, side_x, side_y)
     centre_y = (np.arange(sums.shape[0], dtype=np.float32)[:, None] + side_y / 2) / height - 0.5
     centre_x = (np.arange(sums.shape[1], dtype=np.float32)[None, :] + side_x / 2) / width - 0.5
@@ -109,4 +122,4 @@ def _window_means(values: FloatMask, width: int, height: int) -> npt.NDArray[np.
 def _crispen(picture: Image.Image, *, sigma_px: float) -> Image.Image:
     pixels = np.asarray(picture, dtype=np.float32)
     sharp = pixels + 0.5 * (pixels - blur(pixels, sigma_px))
-    return Image.fromarray(np.rint(np.clip(sharp, 0, 255)).astype(np.uint8), "RGB")
+    return Image.fromarray(np.rint(np.clip(sharp, 0, 255)).astype(np.uint8))

@@ -81,7 +81,7 @@ def draw_dimensions(
     # Room for the labels: the height stands at the right, or at the left when the depth needs that side.
     centre_x = (0.485 if depth is not None else 0.44 if upright is not None else 0.5) * side
     box_w = (0.50 if depth is not None else 0.60 if upright is not None else 0.76) * side
-    placed = place(product, centre_x=centre_x, centre_y=0.465 * side, width_px=box_w, height_px=0.68 * side)
+    placed = place(product, centre_x=centre_x, centre_y=0.465 * side, width_px=box_w, height_px=0.73 * side)
     canvas = _stand(backdrop, placed)
     plan = _Lines(side, placed, palette)
     if upright is not None:

@@ -28,13 +28,14 @@ _MARGIN = 0.065
 _COLUMN_X = 0.545  # where the words begin beside an upright product
 _UNDER_HEADING = 0.062
 _HEAD_SIZES = (0.034, 0.031, 0.028, 0.0255, 0.023, 0.021)
-_SEPARATORS = (": ", " – ", " — ", " - ")
+_SEPARATORS = (": ", " \u2013 ", " \u2014 ", " - ")
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
     """picture: RGB square; drawn: the texts that stand on it, as drawn; left_out: texts that found no room;
-    text_boxes: heading and list; product_box: never overlaps them; min_text_px: smallest type used."""
+    text_boxes: heading and list; product_box: never overlaps them; min_text_px: smallest type used.
+    """
 
     picture: Image.Image
     drawn: tuple[str, ...]

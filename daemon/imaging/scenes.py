@@ -47,7 +47,7 @@ def paint_lifestyle(
     cutout: Image.Image, width: int, height: int, *, seed: int, wishes: tuple[str, ...] = (), category: str = "",
     frame: Frame | None = None,
 ) -> Image.Image:  # fmt: skip
-    """The product in a room: on a table, or on the floor when it is furniture. RGB, width × height px."""
+    """The product in a room: on a table, or on the floor when it is furniture. RGB, width x height px."""
     rng = np.random.default_rng(seed)
     product = trim(cutout)
     palette = palette_of(product, wishes)
@@ -69,7 +69,7 @@ def paint_lifestyle(
 
 def paint_studio(
     cutout: Image.Image, width: int, height: int, *, seed: int, wishes: tuple[str, ...] = (), turn: float = 0.0,
-    box: tuple[float, float] = (0.74, 0.74),
+    box: tuple[float, float] = (0.76, 0.78),
 ) -> Image.Image:  # fmt: skip
     """The product on a light seamless sweep, optionally turned a little (see turn_product). RGB."""
     rng = np.random.default_rng(seed)
@@ -103,11 +103,12 @@ def turn_product(product: Image.Image, turn: float) -> Image.Image:
     """
     width, height = product.size
     narrow = 1 - 0.055 * abs(turn)
-    taper = 0.042 * abs(turn) * height
+    # The far edge recedes by the card's width, seen from three times its longer side.
+    taper = 0.07 * abs(turn) * height * width / max(width, height)
     new_width = width * narrow
     near_left = turn > 0
-    left = (0.0, height + 0.0) if near_left else (taper, height - taper * 0.55)
-    right = (taper, height - taper * 0.55) if near_left else (0.0, height + 0.0)
+    left = (0.0, height + 0.0) if near_left else (taper, height - taper * 0.5)
+    right = (taper, height - taper * 0.5) if near_left else (0.0, height + 0.0)
     source = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=np.float32)
     target = np.array(
         [[0, left[0]], [new_width, right[0]], [new_width, right[1]], [0, left[1]]], dtype=np.float32
@@ -120,7 +121,7 @@ def turn_product(product: Image.Image, turn: float) -> Image.Image:
     alpha = warped[..., 3:]
     straight = np.where(alpha > 0, warped[..., :3].astype(np.float32) * 255 / np.maximum(alpha, 1), 0)
     merged = np.concatenate([np.clip(straight, 0, 255).astype(np.uint8), alpha], axis=2)
-    return Image.fromarray(merged, "RGBA")
+    return Image.fromarray(merged)
 
 
 def _frame_for(product: Image.Image, width: int, height: int, *, on_floor: bool) -> Frame:
@@ -135,7 +136,8 @@ def _frame_for(product: Image.Image, width: int, height: int, *, on_floor: bool)
     wide = product.width > 1.3 * product.height
     if on_floor:
         return Frame(0.51, 0.89, 0.76, 0.66, 0.70)
-    return Frame(0.53, 0.84, 0.72 if wide else 0.62, 0.645, 0.635)
+    slender = product.height > 1.9 * product.width
+    return Frame(0.53, 0.87 if slender else 0.84, 0.72 if wide else 0.62, 0.74 if slender else 0.645, 0.635)
 
 
 def _paint_room(

@@ -2,7 +2,7 @@
 
     alpha -> ground line (where each column's foot stands) -> contact shadow, cast shadow
 
-All masks are h×w float32, 0 = lit, 1 = fully shaded, over the whole canvas.
+All masks are h x w float32, 0 = lit, 1 = fully shaded, over the whole canvas.
 """
 
 from __future__ import annotations

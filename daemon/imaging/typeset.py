@@ -26,6 +26,8 @@ Align = Literal["left", "centre", "right"]
 
 
 class Weight(StrEnum):
+    """The weights in use; the values are parts of the font files' names."""
+
     REGULAR = "Regular"
     MEDIUM = "Medium"
     BOLD = "Bold"
@@ -170,7 +172,7 @@ def _breakable(text: str) -> list[str]:
     for word in text.split():
         start = 0
         for i in range(2, len(word) - 2):
-            if word[i] in "-/–" and word[i - 1].isalpha() and word[i + 1].isalpha():
+            if word[i] in "-/\u2013" and word[i - 1].isalpha() and word[i + 1].isalpha():
                 pieces.append(word[start : i + 1])
                 start = i + 1
         pieces.append(word[start:] + " ")

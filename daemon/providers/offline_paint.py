@@ -31,11 +31,15 @@ class OfflinePaint:
     def fingerprint(self) -> str:
         return _MODEL
 
-    def estimate_usd(self, request: PaintRequest) -> Decimal:
+    def estimate_usd(self, request: PaintRequest) -> Decimal:  # noqa: ARG002 - the protocol's signature
         return Decimal(0)
 
     async def paint(
-        self, request: PaintRequest, *, timeout_s: float, on_partial: PartialImage | None = None
+        self,
+        request: PaintRequest,
+        *,
+        timeout_s: float,
+        on_partial: PartialImage | None = None,  # noqa: ARG002 - it is done before a preview could be seen
     ) -> PaintAnswer:
         """Slots angle, lifestyle, infographic (the empty backdrop), and every A+ role at any ratio.
 
