@@ -160,10 +160,26 @@ class PingInput(Payload):
     fail_times: int = Field(default=0, ge=0, le=10)
 
 
+class WebhookInput(Payload):
+    """Input of kind `webhook`, one delivery; made by the database alone (sql/functions/queue_webhook_event.sql).
+
+    body: the exact text every attempt sends; url: of a job's own webhook, else the endpoint says it.
+    """
+
+    endpoint_id: UUID | None = None
+    url: str | None = None
+    message_id: str
+    type: str
+    body: str
+
+
 INPUTS: dict[str, type[Payload]] = {
     "image": ImageInput,
     "pack": PackInput,
     "aplus": AplusInput,
     "ping": PingInput,
 }
-"""Kind -> model of its input. `webhook` jobs are made by the daemon alone and have none here."""
+"""Kind -> model of its input, as callers may ask for it."""
+
+INNER_INPUTS: dict[str, type[Payload]] = {"webhook": WebhookInput}
+"""The same of the kinds that only the daemon makes."""

@@ -138,4 +138,4 @@ def _split(scope: str) -> tuple[Subject, str]:
             return known, str(UUID(value))
         except ValueError:
             break
-    raise InvalidInput("A read token is for job:<id>, project:<id> or user:<id>.", code="bad_scope")
+    raise InvalidInput("A read token is for job:<id>, project:<id> or user:<id>.")

@@ -91,7 +91,7 @@ class ServiceKeys:
         )
         return NewKey(_read(row), f"{PREFIX}{key_id}_{secret}")
 
-    async def list(self) -> list[ServiceKey]:
+    async def list_keys(self) -> list[ServiceKey]:
         """All keys, newest first, revoked ones too; without the first service key. Errors: Unavailable."""
         return [_read(row) for row in await self._database.fetch("list_service_keys")]
 

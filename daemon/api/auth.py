@@ -112,7 +112,6 @@ class RefusalLimit:
             wait_s = excess * WINDOW_S / self._per_minute
             raise TooManyRequests(
                 "Too many refused credentials from this address.",
-                code="too_many_refusals",
                 hint="Check the key or sign in again.",
                 data={"retry_after_s": max(1, round(wait_s))},
             )

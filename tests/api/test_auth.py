@@ -168,7 +168,7 @@ async def test_rotation_keeps_the_old_key_for_the_overlap(keys: ServiceKeys) -> 
     assert old.key.scopes == new.key.scopes
     assert await keys.verify(old.token) is not None
     assert await keys.verify(new.token) is not None
-    assert {key.id: key.expires_at is None for key in await keys.list()} == {old.key.id: False, new.key.id: True}
+    assert {key.id: key.expires_at is None for key in await keys.list_keys()} == {old.key.id: False, new.key.id: True}
 
 
 async def test_rotation_without_overlap_ends_the_old_key(keys: ServiceKeys) -> None:
@@ -191,17 +191,17 @@ async def test_unknown_key_cannot_be_revoked_or_rotated(keys: ServiceKeys) -> No
 async def test_last_use_is_written_once_a_minute(keys: ServiceKeys, db: Database, clock: Clock) -> None:
     new = await keys.create(name="app", scopes=["read"])
     await keys.verify(new.token)
-    first = (await keys.list())[0].last_used_at
+    first = (await keys.list_keys())[0].last_used_at
     clock.now += 31
 
     await keys.verify(new.token)
 
     assert first is not None
-    assert first == (await keys.list())[0].last_used_at
+    assert first == (await keys.list_keys())[0].last_used_at
     await db.pool.execute("update listingd.service_keys set last_used_at = last_used_at - interval '2 minutes'")
     clock.now += 31
     await keys.verify(new.token)
-    assert first <= ((await keys.list())[0].last_used_at or first)
+    assert first <= ((await keys.list_keys())[0].last_used_at or first)
 
 
 @pytest.mark.parametrize(
