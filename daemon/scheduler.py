@@ -248,6 +248,7 @@ class Scheduler:
             if user.paused or not user.heaps.get(queue.kind):
                 heapq.heappop(turns)
                 queue.queued_users.discard(user.user_id)
+                self._drop_idle(user)
             elif turn < user.turn:
                 self._serial += 1
                 heapq.heapreplace(turns, (user.turn, self._serial, user))
@@ -261,7 +262,7 @@ class Scheduler:
         taken = len(fences)
         user.size -= taken
         user.running += taken
-        self._turn = max(self._turn, user.turn)
+        self._turn = max(self._turn, user.turn + (taken - 1) / user.weight)
         user.turn += taken / user.weight
         queue.ready -= taken
         queue.running += taken
@@ -294,11 +295,17 @@ class Scheduler:
         self.kinds[kind].running -= 1
         user = self.users[user_id]
         user.running -= 1
-        if not user.running and not user.size and user.spilled_from is None:
-            # Forgetting an idle user keeps the table small; its turn is at most the present one or ahead by
-            # what it just ran, and a user that is ahead is kept until the others have caught up.
-            if user.turn <= self._turn + 1.0 / user.weight:
-                del self.users[user_id]
+        self._drop_idle(user)
+
+    def _drop_idle(self, user: UserQueue) -> None:
+        """Forget a user without jobs, so that the table stays small. One that is ahead of the others is kept
+        until they have caught up, and one that a kind's turns still name until it has come up there."""
+        if user.running or user.size or user.spilled_from is not None:
+            return
+        if user.turn > self._turn + 1.0 / user.weight:
+            return
+        if not any(user.user_id in queue.queued_users for queue in self.kinds.values()):
+            self.users.pop(user.user_id, None)
 
     # -- settings that change while running ---------------------------------------------------------------
 

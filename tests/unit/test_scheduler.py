@@ -1,0 +1,318 @@
+"""Who runs next: fairness, priorities with ageing, capacity, due times; and no fence is ever overlooked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from daemon import scheduler as scheduler_module
+from daemon.scheduler import FenceCursor, Scheduler
+
+
+class Clock:
+    """Seconds that only pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make(**kw: object) -> tuple[Scheduler, Clock]:
+    clock = Clock()
+    return Scheduler(["image", "pack", "ping"], clock=clock, **kw), clock  # type: ignore[arg-type]
+
+
+def test_one_user_runs_first_come_first_served() -> None:
+    scheduler, _ = make()
+    for fence in range(1, 6):
+        scheduler.add(fence, "ping", "a", 0)
+
+    assert [1, 2, 3, 4, 5] == scheduler.take(10)
+
+
+def test_a_user_with_one_job_waits_for_one_turn_only() -> None:
+    scheduler, clock = make()
+    for fence in range(1, 10_001):
+        scheduler.add(fence, "ping", "many", 0)
+    started = scheduler.take(64)
+    clock.now += 5
+
+    scheduler.add(20_000, "ping", "one", 0)
+    for _ in started:
+        scheduler.ended("ping", "many")
+
+    assert 20_000 in scheduler.take(2)
+
+
+def test_users_take_turns() -> None:
+    scheduler, _ = make()
+    for index in range(10):
+        scheduler.add(100 + index, "ping", "a", 0)
+        scheduler.add(200 + index, "ping", "b", 0)
+        scheduler.add(300 + index, "image", "c", 0)
+
+    taken = scheduler.take(9)
+
+    assert Counter({1: 3, 2: 3, 3: 3}) == Counter(fence // 100 for fence in taken)
+
+
+def test_weights_are_shares_of_the_turns() -> None:
+    scheduler, _ = make()
+    scheduler.configure_users({"heavy": 3.0}, frozenset())
+    for index in range(40):
+        scheduler.add(1000 + index, "ping", "heavy", 0)
+        scheduler.add(2000 + index, "ping", "light", 0)
+
+    taken = Counter(fence // 1000 for fence in scheduler.take(20))
+
+    assert taken[1] == pytest.approx(15, abs=1)
+
+
+def test_idling_saves_up_no_credit() -> None:
+    scheduler, _ = make()
+    for fence in range(1, 101):
+        scheduler.add(fence, "ping", "busy", 0)
+    scheduler.take(50)
+    for fence in range(1001, 1101):
+        scheduler.add(fence, "ping", "late", 0)
+
+    taken = Counter("late" if fence > 1000 else "busy" for fence in scheduler.take(20))
+
+    assert 10 == pytest.approx(taken["late"], abs=1)
+
+
+def test_priority_goes_first_but_only_for_its_head_start() -> None:
+    scheduler, clock = make(priority_step_s=6.0)
+    scheduler.add(1, "ping", "a", 0)
+    clock.now += 59
+    scheduler.add(2, "ping", "a", 10)
+    clock.now += 2
+    scheduler.add(3, "ping", "a", 10)
+
+    assert [2, 1, 3] == scheduler.take(3)
+
+
+def test_the_lowest_priority_waits_for_a_bounded_time() -> None:
+    """With one new job of the highest priority each second for ever, the lowest one still starts."""
+    scheduler, clock = make(priority_step_s=6.0)
+    scheduler.add(1, "ping", "a", -100)
+    waited = 0
+    for fence in range(2, 2000):
+        clock.now += 1
+        waited += 1
+        scheduler.add(fence, "ping", "a", 100)
+        if scheduler.take(1) == [1]:
+            break
+
+    assert 1200 == pytest.approx(waited, abs=2)
+
+
+def test_a_full_kind_lets_the_others_pass() -> None:
+    scheduler, _ = make()
+    scheduler.configure_kind("image", limit=2, paused=False)
+    for fence in range(1, 6):
+        scheduler.add(fence, "image", "a", 0)
+    scheduler.add(10, "ping", "a", 0)
+
+    assert {1, 2, 10} == set(scheduler.take(10))
+    scheduler.ended("image", "a")
+    assert [3] == scheduler.take(10)
+
+
+def test_a_paused_kind_keeps_its_jobs() -> None:
+    scheduler, _ = make()
+    scheduler.configure_kind("image", limit=None, paused=True)
+    scheduler.add(1, "image", "a", 0)
+
+    assert [] == scheduler.take(5)
+    scheduler.configure_kind("image", limit=None, paused=False)
+    assert [1] == scheduler.take(5)
+
+
+def test_a_paused_user_keeps_their_jobs_and_place() -> None:
+    scheduler, _ = make()
+    scheduler.add(1, "ping", "held", 0)
+    scheduler.configure_users({}, frozenset({"held"}))
+    scheduler.add(2, "ping", "held", 0)
+
+    assert [] == scheduler.take(5)
+    scheduler.configure_users({}, frozenset())
+    assert [1, 2] == scheduler.take(5)
+
+
+def test_a_due_time_is_kept() -> None:
+    scheduler, clock = make()
+    scheduler.add(1, "ping", "a", 0, wait_s=2.0)
+
+    assert [] == scheduler.take(1)
+    assert 2.0 == scheduler.promote_due()
+    clock.now += 2.0
+    assert scheduler.promote_due() is None
+    assert [1] == scheduler.take(1)
+
+
+def test_a_birth_needs_room_and_no_older_job() -> None:
+    scheduler, _ = make()
+    scheduler.configure_kind("image", limit=1, paused=False)
+
+    assert scheduler.admit("image", "a")
+    assert not scheduler.admit("image", "b"), "the kind is full"
+    scheduler.add(1, "ping", "a", 0)
+    assert not scheduler.admit("ping", "a"), "an older job of the user waits"
+    assert scheduler.admit("ping", "b")
+    assert not scheduler.admit("unknown", "a")
+
+
+def test_what_a_user_has_too_much_of_stays_in_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_module, "MAX_HEADERS", 100)
+    scheduler, _ = make()
+    for fence in range(1, 301):
+        scheduler.add(fence, "ping", "a", 0)
+    scheduler.add(500, "ping", "b", 0)
+
+    assert 101 == scheduler.lowest_fence() or scheduler.lowest_fence() == 1
+    assert 500 in scheduler.take(2)
+    taken = scheduler.take(90)
+    for fence in taken:
+        scheduler.forget(fence)
+    assert ("a", 101) == scheduler.spilled()
+
+
+@pytest.mark.parametrize(
+    ("setup", "code"),
+    [
+        ({"due_in_s": 3.0}, "not_due"),
+        ({"live_workers": 0}, "no_worker"),
+        ({"kind": "foreign"}, "no_handler"),
+        ({"paused": True}, "kind_paused"),
+        ({"held": True}, "user_paused"),
+        ({"limit": 0}, "kind_full"),
+        ({"free_slots": 0}, "no_free_slot"),
+        ({}, "starting"),
+    ],
+)
+def test_explain_names_the_first_reason(setup: dict[str, object], code: str) -> None:
+    scheduler, _ = make()
+    scheduler.configure_kind("ping", limit=setup.get("limit"), paused=bool(setup.get("paused")))  # type: ignore[arg-type]
+    scheduler.configure_users({}, frozenset({"a"}) if setup.get("held") else frozenset())
+    scheduler.add(1, "ping", "a", 0)
+
+    reason = scheduler.explain(
+        fence=1, kind=str(setup.get("kind", "ping")), user_id="a",
+        due_in_s=setup.get("due_in_s"), free_slots=int(setup.get("free_slots", 4)),  # type: ignore[arg-type, call-overload]
+        live_workers=int(setup.get("live_workers", 1)),  # type: ignore[call-overload]
+    )  # fmt: skip
+
+    assert code == reason.code
+
+
+@given(st.permutations(range(1, 25)), st.data())
+def test_no_fence_is_overlooked_whatever_the_order_of_commits(order: list[int], data: st.DataObject) -> None:
+    """Fences become visible in any order; the cursor asks for each until it was seen."""
+    cursor = FenceCursor()
+    visible: set[int] = set()
+    seen: set[int] = set()
+    pending = list(order)
+    while pending:
+        for _ in range(data.draw(st.integers(1, 5))):
+            if pending:
+                visible.add(pending.pop())
+        for fence in sorted(f for f in visible if f > cursor.last or f in cursor.holes):
+            seen.add(fence)
+            cursor.saw(fence)
+        cursor.settle(oldest=1, following=2)  # a transaction from before the first fence still runs
+
+    assert set(range(1, 25)) == seen
+    assert not cursor.holes
+
+
+def test_a_hole_is_forgotten_once_nobody_can_fill_it() -> None:
+    cursor = FenceCursor()
+    cursor.saw(5)
+    cursor.settle(oldest=100, following=110)
+    assert {1, 2, 3, 4} == cursor.holes
+    cursor.settle(oldest=109, following=120)
+    assert {1, 2, 3, 4} == cursor.holes
+    cursor.settle(oldest=110, following=121)
+    assert not cursor.holes
+
+
+@dataclass
+class Model:
+    """What should be true of the scheduler, kept the slow way."""
+
+    ready: dict[int, tuple[str, str]] = field(default_factory=dict)
+    running: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Whatever happens: nothing runs twice, limits hold, nothing ready is lost, nobody starves."""
+
+    @initialize(limit=st.integers(1, 4))
+    def begin(self, limit: int) -> None:
+        self.clock = Clock()
+        self.scheduler = Scheduler(["image", "ping"], clock=self.clock)
+        self.scheduler.configure_kind("image", limit=limit, paused=False)
+        self.limit = limit
+        self.model = Model()
+        self.fence = 0
+
+    @rule(
+        kind=st.sampled_from(["image", "ping"]), user=st.sampled_from("abc"), priority=st.integers(-100, 100)
+    )
+    def add(self, kind: str, user: str, priority: int) -> None:
+        self.fence += 1
+        assert self.scheduler.add(self.fence, kind, user, priority)
+        assert not self.scheduler.add(self.fence, kind, user, priority), "the same fence is held once"
+        self.model.ready[self.fence] = (kind, user)
+
+    @rule(slots=st.integers(1, 6))
+    def take(self, slots: int) -> None:
+        taken = self.scheduler.take(slots)
+        assert len(taken) <= slots
+        assert len(set(taken)) == len(taken)
+        for fence in taken:
+            self.model.running[fence] = self.model.ready.pop(fence)
+            self.scheduler.forget(fence)
+        if len(taken) < slots:
+            left = Counter(kind for kind, _ in self.model.ready.values())
+            assert not left["ping"], "slots were left free although a job could run"
+            assert not left["image"] or self.running("image") == self.limit
+
+    @precondition(lambda self: self.model.running)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        fence = data.draw(st.sampled_from(sorted(self.model.running)))
+        self.scheduler.ended(*self.model.running.pop(fence))
+
+    @rule(user=st.sampled_from("abc"), kind=st.sampled_from(["image", "ping"]))
+    def birth(self, user: str, kind: str) -> None:
+        older = any(owner == user for _, owner in self.model.ready.values())
+        if self.scheduler.admit(kind, user):
+            assert not older
+            self.fence += 1
+            self.model.running[self.fence] = (kind, user)
+
+    @rule(seconds=st.floats(0, 100))
+    def wait(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    def running(self, kind: str) -> int:
+        return sum(1 for k, _ in self.model.running.values() if k == kind)
+
+    @invariant()
+    def limits_hold(self) -> None:
+        if hasattr(self, "model"):
+            assert self.running("image") <= self.limit
+            assert self.scheduler.ready == len(self.model.ready)
+            assert self.scheduler.kinds["image"].running == self.running("image")
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
