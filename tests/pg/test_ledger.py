@@ -1,0 +1,455 @@
+"""Never paying twice: what a step promises, whoever dies, stalls or is cancelled at whatever moment."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from daemon.db import Database, open_pool
+from daemon.errors import Fate, Lost, ProviderError, Reject
+from daemon.handlers.context import StepValue
+from daemon.jobs import Cost, new_id
+from daemon.ledger import encode_json
+from daemon.settings import Settings
+from daemon.steps import hash_identity
+from daemon.storage import Storage, open_storage
+from tests.pg.money_support import (
+    PRICE,
+    Daemon,
+    Provider,
+    claim_again,
+    claim_job,
+    count_states,
+    end_attempt,
+    kill,
+    read_spend,
+    start_daemon,
+)
+
+
+@pytest.fixture
+async def storage(settings: Settings) -> Storage:
+    return await open_storage(settings)
+
+
+@pytest.fixture
+async def daemon(db: Database, storage: Storage) -> Daemon:
+    return await start_daemon(db, storage)
+
+
+def ambiguous() -> ProviderError:
+    return ProviderError("No answer in time.", provider="painter", fate=Fate.AMBIGUOUS, code="provider_timed_out")
+
+
+def refused(**data: object) -> ProviderError:
+    return ProviderError("No.", provider="painter", fate=Fate.PERMANENT, code="moderation_blocked", data=data)
+
+
+async def test_a_step_gives_what_the_call_gave(daemon: Daemon) -> None:
+    job = await claim_job(daemon)
+
+    value = await daemon.pay(job, Provider(document={"confidence": 0.5}))
+
+    assert StepValue == type(value)
+    assert (b"a picture", {"confidence": 0.5}, False) == (value.data, value.document, value.reused)
+    assert {job.id: Cost(PRICE, PRICE, 0)} == await daemon.ledger.cost_of_jobs([job.id])
+    assert (0, PRICE) == await read_spend(daemon)
+
+
+async def test_a_checkpointed_step_is_not_called_by_the_next_attempt(daemon: Daemon) -> None:
+    provider = Provider(document={"confidence": 0.5})
+    job = await claim_job(daemon)
+    await daemon.pay(job, provider)
+    await end_attempt(daemon, job)
+
+    value = await daemon.pay(await claim_again(daemon, job.id), provider)
+
+    assert 1 == provider.calls
+    assert (True, b"a picture", {"confidence": 0.5}) == (value.reused, value.data, value.document)
+    assert (0, PRICE) == await read_spend(daemon)
+
+
+async def test_a_checkpointed_step_is_not_called_by_another_process(daemon: Daemon, storage: Storage) -> None:
+    provider = Provider()
+    other = await start_daemon(daemon.db, storage, instance="two")
+    await daemon.pay(await claim_job(daemon), provider)
+
+    value = await other.pay(await claim_job(other), provider)
+
+    assert (1, True) == (provider.calls, value.reused)
+
+
+async def test_another_user_pays_for_themselves(daemon: Daemon) -> None:
+    """A shared result would tell one user what another has asked for."""
+    provider = Provider()
+    await daemon.pay(await claim_job(daemon, user_id="ada"), provider)
+
+    value = await daemon.pay(await claim_job(daemon, user_id="bob"), provider)
+
+    assert (2, False) == (provider.calls, value.reused)
+
+
+async def test_other_inputs_are_another_call(daemon: Daemon) -> None:
+    provider = Provider()
+    job = await claim_job(daemon)
+
+    await daemon.pay(job, provider, "ab", "c")
+    await daemon.pay(job, provider, "a", "bc")
+
+    assert 2 == provider.calls
+
+
+async def test_six_slots_of_a_pack_share_one_call_in_flight(daemon: Daemon) -> None:
+    provider = Provider(gate=asyncio.Event())
+    jobs = [await claim_job(daemon) for _ in range(6)]
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(daemon.pay(job, provider)) for job in jobs]
+        await provider.began.wait()
+        provider.gate.set()  # type: ignore[union-attr]
+
+    assert 1 == provider.calls
+    assert [b"a picture"] * 6 == [task.result().data for task in tasks]
+    assert 5 == sum(task.result().reused for task in tasks)
+
+
+async def test_a_call_in_flight_in_another_process_is_waited_for(
+    daemon: Daemon, storage: Storage, settings: Settings, database: str
+) -> None:
+    provider = Provider(gate=asyncio.Event())
+    async with await open_pool(settings, dsn=database) as other_db:
+        other = await start_daemon(other_db, storage, instance="two")
+        job, waiting_job = await claim_job(daemon), await claim_job(other)
+
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(daemon.pay(job, provider))
+            await provider.began.wait()
+            second = group.create_task(other.pay(waiting_job, provider))
+            await asyncio.sleep(0)
+            provider.gate.set()  # type: ignore[union-attr]
+
+    assert 1 == provider.calls
+    assert (False, True) == (first.result().reused, second.result().reused)
+
+
+async def test_when_the_first_call_fails_a_waiting_one_makes_its_own(daemon: Daemon) -> None:
+    failing, working = Provider(gate=asyncio.Event(), error=refused()), Provider()
+    jobs = [await claim_job(daemon) for _ in range(2)]
+
+    first = asyncio.create_task(daemon.pay(jobs[0], failing))
+    await failing.began.wait()
+    second = asyncio.create_task(daemon.pay(jobs[1], working))
+    failing.gate.set()  # type: ignore[union-attr]
+
+    with pytest.raises(ProviderError):
+        await first
+    assert b"a picture" == (await second).data
+
+
+async def test_a_refused_call_costs_nothing(daemon: Daemon) -> None:
+    job = await claim_job(daemon)
+
+    with pytest.raises(ProviderError) as caught:
+        await daemon.pay(job, Provider(error=refused()))
+
+    assert "no" == caught.value.data["paid"]
+    assert {"failed": 1} == await count_states(daemon)
+    assert (0, 0) == await read_spend(daemon)
+    assert {job.id: Cost()} == await daemon.ledger.cost_of_jobs([job.id])
+
+
+async def test_a_refusal_that_was_billed_is_booked(daemon: Daemon) -> None:
+    job = await claim_job(daemon)
+
+    with pytest.raises(ProviderError) as caught:
+        await daemon.pay(job, Provider(error=refused(cost_usd="0.07")))
+
+    assert "yes" == caught.value.data["paid"]
+    assert (0, Decimal("0.07")) == await read_spend(daemon)
+    assert Decimal("0.07") == (await daemon.ledger.cost_of_jobs([job.id]))[job.id].actual_usd
+
+
+async def test_a_timed_out_call_is_unknown_and_counts_as_spent(daemon: Daemon) -> None:
+    """It may be on the bill: a budget that ignored it could be overshot."""
+    job = await claim_job(daemon)
+
+    with pytest.raises(ProviderError) as caught:
+        await daemon.pay(job, Provider(error=ambiguous()))
+
+    assert "unknown" == caught.value.data["paid"]
+    assert (0, PRICE) == await read_spend(daemon)
+    assert {job.id: Cost(PRICE, Decimal(0), 1)} == await daemon.ledger.cost_of_jobs([job.id])
+
+
+async def test_an_unknown_outcome_is_tried_once_more_at_most(daemon: Daemon) -> None:
+    provider = Provider(error=ambiguous())
+    job = await claim_job(daemon)
+    for _ in range(2):
+        with pytest.raises(ProviderError):
+            await daemon.pay(job, provider)
+
+    with pytest.raises(Reject) as caught:
+        await daemon.pay(job, provider)
+
+    assert ("outcome_unknown", 2) == (caught.value.code, provider.calls)
+    assert (0, 2 * PRICE) == await read_spend(daemon)
+
+
+async def test_after_giving_up_an_explicit_retry_may_call_again(daemon: Daemon) -> None:
+    """The seller has looked at the bill and asks for it: two more calls, not none and not endless ones."""
+    provider = Provider(error=ambiguous())
+    job = await claim_job(daemon)
+    for _ in range(2):
+        with pytest.raises(ProviderError):
+            await daemon.pay(job, provider)
+    await end_attempt(daemon, job, "failed", '{"code": "outcome_unknown", "message": "x"}')
+    await daemon.db.fetch("retry_job", job.id, None)
+
+    value = await daemon.pay(await claim_again(daemon, job.id), Provider())
+
+    assert not value.reused
+
+
+async def test_a_call_cut_off_by_a_crash_is_unknown_and_repeated_once(daemon: Daemon, storage: Storage) -> None:
+    other = await start_daemon(daemon.db, storage, instance="two")
+    lost, working = Provider(gate=asyncio.Event()), Provider()
+    job = await claim_job(daemon)
+    dead = asyncio.create_task(daemon.pay(job, lost))
+    await lost.began.wait()
+
+    await kill(daemon, other)
+    value = await other.pay(await claim_again(other, job.id), working)
+
+    assert (1, 1, False) == (lost.calls, working.calls, value.reused)
+    assert {"unknown": 1, "done": 1} == await count_states(other)
+    assert {job.id: Cost(2 * PRICE, PRICE, 1)} == await other.ledger.cost_of_jobs([job.id])
+    assert [1, 2] == sorted(call.tries for call in await other.ledger.read_calls(job.id))
+    dead.cancel()
+    await asyncio.wait({dead})
+
+
+async def test_another_job_takes_over_the_call_of_a_dead_process(daemon: Daemon, storage: Storage) -> None:
+    other = await start_daemon(daemon.db, storage, instance="two")
+    lost, working = Provider(gate=asyncio.Event()), Provider()
+    dead = asyncio.create_task(daemon.pay(await claim_job(daemon), lost))
+    await lost.began.wait()
+    waiting = asyncio.create_task(other.pay(await claim_job(other), working))
+
+    await kill(daemon, other)
+
+    assert b"a picture" == (await waiting).data
+    dead.cancel()
+    await asyncio.wait({dead})
+
+
+async def test_a_late_answer_is_booked_and_replaces_nothing(daemon: Daemon, storage: Storage) -> None:
+    """A process that was only asleep: its call was paid, and its successor's too."""
+    other = await start_daemon(daemon.db, storage, instance="two")
+    late = Provider(gate=asyncio.Event(), data=b"the late picture", cost_usd=Decimal("0.11"))
+    job = await claim_job(daemon)
+    sleeper = asyncio.create_task(daemon.pay(job, late))
+    await late.began.wait()
+    await kill(daemon, other)
+    successor = await claim_again(other, job.id)
+    await other.pay(successor, Provider())
+
+    late.gate.set()  # type: ignore[union-attr]
+
+    with pytest.raises(Lost):
+        await sleeper
+    assert {"done": 2} == await count_states(other)
+    assert (0, PRICE + Decimal("0.11")) == await read_spend(other)
+    assert b"a picture" == (await other.pay(successor, late)).data
+
+
+async def test_a_result_whose_attempt_was_lost_is_kept_for_the_next(daemon: Daemon, storage: Storage) -> None:
+    other = await start_daemon(daemon.db, storage, instance="two")
+    provider = Provider(gate=asyncio.Event())
+    job = await claim_job(daemon)
+    sleeper = asyncio.create_task(daemon.pay(job, provider))
+    await provider.began.wait()
+    await kill(daemon, other)
+
+    provider.gate.set()  # type: ignore[union-attr]
+    with pytest.raises(Lost):
+        await sleeper
+    value = await other.pay(await claim_again(other, job.id), provider)
+
+    assert (1, True, b"a picture") == (provider.calls, value.reused, value.data)
+    assert (0, PRICE) == await read_spend(other)
+
+
+async def test_a_stale_attempt_calls_nothing_and_writes_nothing(daemon: Daemon, storage: Storage) -> None:
+    other = await start_daemon(daemon.db, storage, instance="two")
+    provider = Provider()
+    job = await claim_job(daemon)
+    await kill(daemon, other)
+
+    with pytest.raises(Lost):
+        await daemon.pay(job, provider)
+
+    assert 0 == provider.calls
+    assert {} == await count_states(other)
+    assert (0, 0) == await read_spend(other)
+
+
+async def test_a_cancelled_call_is_unknown(daemon: Daemon) -> None:
+    provider = Provider(gate=asyncio.Event())
+    job = await claim_job(daemon)
+    task = asyncio.create_task(daemon.pay(job, provider))
+    await provider.began.wait()
+
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert {"unknown": 1} == await count_states(daemon)
+    assert (0, PRICE) == await read_spend(daemon)
+
+
+async def test_a_cancel_that_comes_after_the_answer_loses_nothing(daemon: Daemon) -> None:
+    job = await claim_job(daemon)
+
+    async def cancel_the_caller() -> None:
+        asyncio.current_task().cancel()  # type: ignore[union-attr]  # felt at the first wait after the answer
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(daemon.pay(job, Provider(on_call=cancel_the_caller)))
+
+    assert {"done": 1} == await count_states(daemon)
+    assert (0, PRICE) == await read_spend(daemon)
+
+
+async def test_an_interrupted_free_call_is_not_unknown(daemon: Daemon, storage: Storage) -> None:
+    """Offline work may be begun again as often as needed."""
+    other = await start_daemon(daemon.db, storage, instance="two")
+    lost = Provider(gate=asyncio.Event(), cost_usd=Decimal(0))
+    job = await claim_job(daemon)
+    dead = asyncio.create_task(daemon.pay(job, lost, estimate_usd=Decimal(0)))
+    await lost.began.wait()
+    await kill(daemon, other)
+
+    await other.pay(await claim_again(other, job.id), Provider(cost_usd=Decimal(0)), estimate_usd=Decimal(0))
+
+    assert {"failed": 1, "done": 1} == await count_states(other)
+    assert 0 == await other.db.pool.fetchval("select count(*) from listingd.spend")
+    dead.cancel()
+    await asyncio.wait({dead})
+
+
+async def test_asking_again_after_a_lost_answer_finds_the_same_intent(daemon: Daemon) -> None:
+    """The database committed the intent and the connection broke: the step must not become its own ghost."""
+    job, step_id = await claim_job(daemon), new_id()
+    words = {"identity": "x", "name": "paint", "provider": "painter", "estimate_usd": PRICE}
+
+    first = await daemon.ledger.begin(job, daemon.worker, step_id, **words)  # type: ignore[arg-type]
+    second = await daemon.ledger.begin(job, daemon.worker, step_id, **words)  # type: ignore[arg-type]
+
+    assert first == second
+    assert {"open": 1} == await count_states(daemon)
+    assert (PRICE, 0) == await read_spend(daemon)
+
+
+async def test_a_result_whose_file_is_gone_is_made_again(daemon: Daemon, storage: Storage) -> None:
+    provider = Provider()
+    job = await claim_job(daemon)
+    await daemon.pay(job, provider)
+    async for file in storage.list_older_than(-1):
+        await storage.delete(file.sha256)
+
+    value = await daemon.pay(job, provider)
+
+    assert (2, False) == (provider.calls, value.reused)
+    assert (0, 2 * PRICE) == await read_spend(daemon)
+
+
+async def test_a_result_whose_file_is_damaged_is_made_again(daemon: Daemon, storage: Storage) -> None:
+    provider = Provider()
+    job = await claim_job(daemon)
+    await daemon.pay(job, provider)
+    async for file in storage.list_older_than(-1):
+        path = storage.path(file.sha256)
+        assert path is not None
+        path.write_bytes(b"b picture")
+
+    value = await daemon.pay(job, provider)
+
+    assert (2, b"a picture") == (provider.calls, value.data)
+
+
+async def test_a_paid_document_survives_what_jsonb_refuses(daemon: Daemon) -> None:
+    job = await claim_job(daemon)
+    strange = {"nul": "a\x00b", "half": "\ud800", "nan": float("nan"), "smile": "\U0001f600"}
+    await daemon.pay(job, Provider(document=strange))
+
+    value = await daemon.pay(job, Provider())
+
+    assert {"nul": "a\ufffdb", "half": "\ufffd", "nan": None, "smile": "\U0001f600"} == value.document
+
+
+def test_json_for_the_books_is_left_alone_when_it_is_sound() -> None:
+    assert '{"a": [1, "\\u00e9"], "usd": "1.5"}' == encode_json({"a": [1, "\u00e9"], "usd": Decimal("1.5")})
+
+
+def test_an_identity_is_not_confused_by_joining() -> None:
+    assert hash_identity(["ab", "c"]) != hash_identity(["a", "bc"])
+    assert hash_identity(["a"]) != hash_identity(["a", ""])
+
+
+async def test_an_erased_job_keeps_its_cost_and_loses_its_results(daemon: Daemon, storage: Storage) -> None:
+    provider = Provider(document={"secret": "wording"})
+    job = await claim_job(daemon)
+    await daemon.pay(job, provider)
+    await daemon.pay(job, Provider(cost_usd=Decimal(0)), "free", estimate_usd=Decimal(0))
+    stored = [file.sha256 async for file in storage.list_older_than(-1)]
+
+    freed = await daemon.ledger.forget([job.id])
+
+    assert stored == freed
+    assert PRICE == (await daemon.ledger.cost_of_jobs([job.id]))[job.id].actual_usd
+    assert 0 == await daemon.db.pool.fetchval("select count(*) from listingd.steps where document is not null")
+    assert not (await daemon.pay(job, provider)).reused
+
+
+async def test_a_parents_cost_counts_its_children(daemon: Daemon) -> None:
+    parent, child = await claim_job(daemon), await claim_job(daemon)
+    await daemon.db.pool.execute("update listingd.jobs set parent_id = $1 where id = $2", parent.id, child.id)
+    await daemon.pay(parent, Provider(), "mine")
+    await daemon.pay(child, Provider(), "its")
+
+    costs = await daemon.ledger.cost_of_jobs([parent.id, child.id])
+
+    assert Cost(2 * PRICE, 2 * PRICE, 0) == costs[parent.id]
+    assert Cost(PRICE, PRICE, 0) == costs[child.id]
+
+
+async def test_spending_is_grouped_as_asked_and_adds_up(daemon: Daemon) -> None:
+    ada, bob = await claim_job(daemon, user_id="ada"), await claim_job(daemon, user_id="bob")
+    await daemon.pay(ada, Provider(), "1", by="painter")
+    await daemon.pay(ada, Provider(), "2", by="cutter")
+    await daemon.pay(bob, Provider(), "3", by="painter")
+    with pytest.raises(ProviderError):
+        await daemon.pay(bob, Provider(error=ambiguous()), "4", by="painter")
+    since, until = datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC) + timedelta(hours=1)
+
+    rows = await daemon.ledger.read_spending(since, until, group_by=frozenset({"provider", "user"}))
+    only_bob = await daemon.ledger.read_spending(since, until, group_by=frozenset(), user_id="bob")
+
+    assert [("cutter", "ada", 1, 0), ("painter", "ada", 1, 0), ("painter", "bob", 2, 1)] == [
+        (row.provider, row.user_id, row.calls, row.unknown_calls) for row in rows
+    ]
+    assert 3 * PRICE == sum(row.actual_usd for row in rows)
+    assert [(2, PRICE)] == [(row.calls, row.actual_usd) for row in only_bob]
+
+
+async def test_no_file_of_a_step_is_taken_for_an_orphan(daemon: Daemon, storage: Storage) -> None:
+    await daemon.pay(await claim_job(daemon), Provider())
+    orphan = await storage.put(b"nobody's", "text/plain")
+    hashes = [file.sha256 async for file in storage.list_older_than(-1)]
+
+    owned = {row["sha256"] for row in await daemon.db.fetch("find_owned", hashes)}
+
+    assert {orphan} == set(hashes) - owned
