@@ -23,6 +23,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -191,15 +192,21 @@ class PostgresServer:
         options = self._options | {"unix_socket_directories": str(self.socket_dir)}
         flags = " ".join(f"-c {shlex.quote(f'{name}={value}')}" for name, value in options.items())
         log = self.data_dir / "start.log"
-        self._run(
-            "pg_ctl", "start", "-D", str(self.data_dir), "-w", "-t", str(_START_S), "-l", str(log), "-o", flags
-        )  # fmt: skip
+        arguments = ("-D", str(self.data_dir), "-w", "-t", str(_START_S), "-l", str(log), "-o", flags)
+        for pause_s in (0.2, 0.5, 1.0, 2.0, 4.0, None):
+            error = self._try("pg_ctl", "start", *arguments)
+            if error is None:
+                return
+            # The children of a killed postmaster hold its shared memory until they notice.
+            if pause_s is None or "still in use" not in self._read_log():
+                raise self._failure("pg_ctl", error)
+            time.sleep(pause_s)
 
     def _running_pid(self) -> int | None:
         """The postmaster's process id when it runs and serves this directory.
 
-        A stale postmaster.pid whose number another program has now would keep Postgres from starting:
-        it is removed.
+        Stale lock files whose number another program has now, or a zombie that nobody reaps (a container
+        without an init), would keep Postgres from starting: they are removed.
         """
         pid_file = self.data_dir / "postmaster.pid"
         try:
@@ -211,7 +218,8 @@ class PostgresServer:
             pass  # it lives, under another user
         if _serves(pid, self.data_dir):
             return pid
-        pid_file.unlink(missing_ok=True)
+        for stale in (pid_file, self.socket_dir / f"{_SOCKET_NAME}.lock"):
+            stale.unlink(missing_ok=True)
         return None
 
     def _create_database(self) -> None:
@@ -222,12 +230,12 @@ class PostgresServer:
 
     def _open_the_way(self) -> None:
         """See to it that the server's user reaches binaries and data. Errors: Misconfigured."""
-        self.bin_dir  # noqa: B018 -- raises when not installed, before anything is changed
         if self.data_dir.exists() and os.geteuid() not in (0, self.data_dir.stat().st_uid):
             raise Misconfigured(
                 f"{self.data_dir} belongs to another user.",
                 hint="Run as that user or root, or set LISTINGD_STATE_DIR to another directory.",
             )
+        self.bin_dir  # noqa: B018 -- raises when not installed, before anything is changed
         if os.geteuid() != 0:
             return
         _ensure_user()
@@ -256,12 +264,21 @@ class PostgresServer:
     def _run(self, program: str, *arguments: str, owner: Path | None = None) -> None:
         error = self._try(program, *arguments, owner=owner)
         if error is not None:
-            with suppress(OSError):
-                error += " " + (self.data_dir / "start.log").read_text(encoding="utf-8")[-1000:].strip()
-            raise Misconfigured(
-                f"The embedded PostgreSQL failed ({program}): {error}",
-                hint=f"Its log is in {self.data_dir / 'log'}.",
-            )
+            raise self._failure(program, error)
+
+    def _failure(self, program: str, error: str) -> Misconfigured:
+        return Misconfigured(
+            f"The embedded PostgreSQL failed ({program}): {error} {self._read_log()}".strip(),
+            hint=f"Its log is in {self.data_dir / 'log'}.",
+        )
+
+    def _read_log(self) -> str:
+        """The end of the newest log file, empty when there is none."""
+        try:
+            newest = max((self.data_dir / "log").iterdir(), key=lambda path: path.stat().st_mtime)
+            return newest.read_text(encoding="utf-8", errors="replace")[-1000:].strip()
+        except (OSError, ValueError):
+            return ""
 
     def _try(self, program: str, *arguments: str, owner: Path | None = None) -> str | None:
         """Run one of the binaries as the owner of PGDATA. None when it went well, else what it said."""

@@ -12,7 +12,7 @@ from typing import Any
 
 
 def span(name: str, attributes: Mapping[str, Any] | None = None) -> AbstractContextManager[Any]:
-    """A span around the block that records its exceptions, as in `with span("job.run", {"kind": "pack"}):`."""
+    """A span around the block, which records its exceptions; `attributes` like {"kind": "pack"}."""
     tracer = _tracer()
     if tracer is None:
         return nullcontext()
