@@ -25,7 +25,7 @@ log = logs.get_logger()
 
 
 class Housekeeper:
-    """alone: a lock proves that earlier runs of this instance are dead."""
+    """Earlier runs of this instance are dead: a lock on the state dir and the lease's start prove it."""
 
     def __init__(
         self,
@@ -39,7 +39,6 @@ class Housekeeper:
         changes: Changes,
         storage: Storage,
         settings: Settings,
-        alone: bool,
     ) -> None:
         self._db = db
         self._queue = queue
@@ -50,7 +49,6 @@ class Housekeeper:
         self._changes = changes
         self._storage = storage
         self._settings = settings
-        self._alone = alone
         self.live_workers = 1
 
     async def run(self) -> None:
@@ -67,7 +65,7 @@ class Housekeeper:
             return
         rows = await self._queue.rescue(
             allowed_rescues=self._settings.queue.max_rescues + 1,
-            dead_instance=self._settings.instance if self._alone else None,
+            dead_instance=self._settings.instance,
             own_worker=self._lease.worker_id,
         )
         for row in rows:

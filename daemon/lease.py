@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import asyncpg
 
@@ -38,6 +39,7 @@ class Lease:
         db: database.Database,
         *,
         instance: str,
+        state_dir: Path,
         lease_s: float,
         heartbeat_s: float,
         kinds: Sequence[str],
@@ -46,6 +48,7 @@ class Lease:
     ) -> None:
         self._db = db
         self.instance = instance
+        self._state_dir = state_dir
         self.lease_s = lease_s
         self._heartbeat_s = heartbeat_s
         self._kinds = list(kinds)
@@ -66,28 +69,27 @@ class Lease:
         """Seconds since the lease was last confirmed."""
         return time.monotonic() - self.confirmed_at
 
-    async def start(self, *, alone: bool) -> int:
-        """Register this run and begin to beat; the worker id.
+    async def start(self) -> int:
+        """Register this run and begin to beat; the worker id. The lock on the state dir must be held.
 
-        alone: a lock on the state dir proves that no other process has this instance name here.
         Errors: Misconfigured when another live process uses the same instance name; Unavailable.
         """
-        rivals = await self._db.fetch("find_rivals", self.instance)
         host = os.uname().nodename
-        for rival in rivals:
+        for rival in await self._db.fetch("find_rivals", self.instance):
             info = json.loads(rival["info_text"])
-            if alone and info.get("host") == host and info.get("state_dir_locked"):
-                continue  # our own earlier run, dead since we hold its lock
+            if (info.get("host"), info.get("state_dir")) == (host, str(self._state_dir)):
+                continue  # our own earlier run: dead, since we hold the lock on its state dir
             raise Misconfigured(
                 f"Another live process (pid {info.get('pid')} on {info.get('host')}) uses the instance name"
                 f" {self.instance}.",
+                code="instance_in_use",
                 hint=f"Give each daemon its own LISTINGD_INSTANCE, or wait {rival['left_s']:.0f} s if that"
                 " process has just died.",
             )
         began = time.monotonic()
         row = await self._db.fetchrow(
             "start_worker", self.instance, self.lease_s, self._kinds, self._concurrency,
-            json.dumps({"host": host, "pid": os.getpid(), "state_dir_locked": alone}),
+            json.dumps({"host": host, "pid": os.getpid(), "state_dir": str(self._state_dir)}),
         )  # fmt: skip
         assert row is not None  # insert … returning
         self.worker_id = row["id"]

@@ -97,6 +97,7 @@ class Workers:
         self._claiming = 0  # slots promised to claims and births in flight
         self._ended: list[tuple[Ended, ClaimedJob]] = []
         self._flush_wanted = asyncio.Event()
+        self._flushing = asyncio.Lock()  # a stop's last flush waits for the one in flight
         self._empty = asyncio.Event()
         self._cancels = asyncio.Event()
         self._progress: dict[int, Mapping[str, Any]] = {}
@@ -306,6 +307,10 @@ class Workers:
 
     async def _flush(self, connection: database.Connection) -> bool:
         """One statement, when there is anything to end or to claim; whether there was."""
+        async with self._flushing:
+            return await self._flush_once(connection)
+
+    async def _flush_once(self, connection: database.Connection) -> bool:
         worker = self.worker_id
         assert worker is not None  # the lease starts before the flusher
         ended, self._ended = self._ended, []
@@ -552,9 +557,7 @@ class Workers:
                 pass
 
     async def flush_rest(self, within_s: float = 2.0) -> None:
-        """The last flush of a stop: the ends that are not written yet."""
-        if not self._ended:
-            return
+        """The last flush of a stop, after the one in flight: the ends that are not written yet."""
         try:
             async with asyncio.timeout(within_s):
                 connection = await self._open_flusher()

@@ -332,8 +332,18 @@ update listingd.workers set low_fence = $2 where id = $1 and low_fence > $2
 update listingd.workers set low_fence = $2 where id = $1 and low_fence < $2
 
 -- name: stop_worker
--- $1 worker
-update listingd.workers set stopped_at = now(), lease_until = now(), running = 0 where id = $1 and stopped_at is null
+-- Gives the lease back. A job that is still in this worker's hands is left to the next rescue. $1 worker
+update listingd.workers as w
+set
+    lease_until = now(),
+    running = 0,
+    stopped_at = case
+        when not exists (
+            select from listingd.job_states as s
+            where s.fence >= w.low_fence and s.worker = w.id and s.state = 'processing'
+        ) then now()
+    end
+where w.id = $1 and w.stopped_at is null
 
 -- name: rescue_jobs
 -- One row a job taken from a dead worker: id, fence, kind, user_id, priority, state.

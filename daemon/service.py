@@ -1,0 +1,304 @@
+"""The one composition root: builds everything, starts it in order, keeps it running, stops it in order.
+
+    start  state dir lock -> Postgres -> migrations -> lease -> queue, feeder, workers -> HTTP -> ready
+    stop   not ready -> no new claims -> soft wait -> cancel -> hand back -> HTTP -> lease -> Postgres -> exit 0
+
+Every background task belongs to a Supervisor, which starts it again with backoff and says so; while one is
+down the process is not ready, and one that keeps dying of a bug ends the process: no half-alive service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+import aiohttp
+from aiohttp import web
+
+from daemon import db as database
+from daemon import http, logs, sdnotify
+from daemon.api.auth import BearerAuthenticator
+from daemon.api.deps import ApiDeps, Readiness
+from daemon.attempt import Attempt, Services, with_children
+from daemon.changes import Changes
+from daemon.embedded import embedded_postgres, hold_state_dir
+from daemon.errors import Unavailable
+from daemon.feeder import Feeder
+from daemon.handlers import HANDLERS
+from daemon.handlers.webhook import WebhookHandler
+from daemon.housekeeping import Housekeeper
+from daemon.jwks import KeySet
+from daemon.lanes import Lanes, plan_lanes
+from daemon.lease import Lease
+from daemon.ledger import Ledger
+from daemon.listener import Listener
+from daemon.migrate import migrate
+from daemon.providers.factory import build_providers
+from daemon.queue import Queue
+from daemon.read_tokens import ReadTokens
+from daemon.scheduler import Scheduler
+from daemon.settings import Settings
+from daemon.settings_sources import find_service_key
+from daemon.steps import Steps
+from daemon.storage import open_storage
+from daemon.tokens import ServiceKeys
+from daemon.user_tokens import UserTokens
+from daemon.views import Views
+from daemon.webhooks import Webhooks
+from daemon.workers import Workers
+
+VERSION = version("listingd")
+BUGS_BEFORE_EXIT = 5
+"""A background task that died of a bug so often within a minute ends the process."""
+
+DATABASE_WAIT_S = 15.0
+"""How long a start waits for the database."""
+
+log = logs.get_logger()
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """Runs tasks for ever and remembers which are down."""
+
+    down: dict[str, str] = field(default_factory=dict)
+
+    async def keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Run until cancelled; start again after Unavailable and after bugs, with backoff.
+
+        A task that returns is done for good. Errors: the bug itself when it keeps coming.
+        """
+        failures = 0
+        bugs: list[float] = []
+        while True:
+            began = time.monotonic()
+            try:
+                await run()
+                return
+            except Exception as exc:  # a task must not die unseen: it is told, counted and started again
+                if time.monotonic() - began > 60:
+                    failures = 0
+                failures += 1
+                self.down[name] = str(exc) or type(exc).__name__
+                expected = isinstance(exc, Unavailable)
+                if not expected:
+                    bugs = [t for t in bugs if time.monotonic() - t < 60] + [time.monotonic()]
+                after_s = random.uniform(0.05, min(2.0, 0.1 * 2.0 ** min(failures, 6)))
+                tell = log.warning if expected else log.error
+                tell(
+                    "service.task_failed", task=name, restarts=failures, after_s=round(after_s, 3),
+                    error=self.down[name], **({} if expected else {"exc_info": exc}),
+                )  # fmt: skip
+                if len(bugs) >= BUGS_BEFORE_EXIT:
+                    raise
+                await asyncio.sleep(after_s)
+            if name in self.down:
+                del self.down[name]
+
+
+@dataclass(slots=True)
+class Service:
+    """A running daemon, as tests and the command line see it. service_key: the first key."""
+
+    settings: Settings
+    db: database.Database
+    queue: Queue
+    scheduler: Scheduler
+    workers: Workers
+    lease: Lease
+    listener: Listener
+    supervisor: Supervisor
+    service_key: str
+    url: str = ""
+    stopping: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def readiness(self) -> Readiness:
+        """Ready when every component is "ok"; a dead listener is only told: polling goes on."""
+        parts = {
+            "database": "ok" if self.lease.silent_s() < 2 * self.settings.heartbeat_s else "not answering",
+            "lease": "ok" if self.lease.is_safe() else "not confirmed",
+            "draining": "yes" if self.stopping else "ok",
+            **self.supervisor.down,
+        }
+        ready = all(why == "ok" for why in parts.values())
+        parts["listener"] = "ok" if self.listener.connected else "polling"
+        return Readiness(ready, parts)
+
+
+@asynccontextmanager
+async def run_service(settings: Settings) -> AsyncIterator[Service]:
+    """A whole daemon for the length of the block; at its end the stop order above.
+
+    Errors: Misconfigured (what to change stands in the hint), Unavailable (no database in time).
+    """
+    began = time.monotonic()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(hold_state_dir(settings))
+        dsn = None
+        if settings.database_url is None:
+            dsn = await stack.enter_async_context(embedded_postgres(settings))
+        db = await _open_database(settings, dsn)
+        stack.push_async_callback(db.close)
+        for applied in await migrate(db.dsn):
+            log.info("migrate.applied", number=applied.number, name=applied.name)
+        service, app, tasks = await _build(settings, db, stack)
+        await service.lease.start()
+        stack.push_async_callback(_end_lease, service.lease)
+        background = await stack.enter_async_context(asyncio.TaskGroup())
+        running = [
+            background.create_task(service.supervisor.keep(name, run), name=name) for name, run in tasks.items()
+        ]
+        stack.callback(_cancel, running)
+        service.url = await stack.enter_async_context(http.serve(app, settings, sdnotify.take_sockets()))
+        stack.push_async_callback(_drain, service)
+        log.info(
+            "service.ready", url=service.url, version=VERSION, startup_s=round(time.monotonic() - began, 3),
+            state_dir=str(settings.state_dir), pooled=db.pooled, pid=os.getpid(), instance=settings.instance,
+        )  # fmt: skip
+        yield service
+
+
+async def _open_database(settings: Settings, dsn: str | None) -> database.Database:
+    """The pool, waiting a while for a database that is still starting. Errors: Unavailable, Misconfigured."""
+    until = time.monotonic() + DATABASE_WAIT_S
+    while True:
+        try:
+            return await database.open_pool(settings, dsn=dsn)
+        except Unavailable as exc:
+            if time.monotonic() > until:
+                raise Unavailable(
+                    f"The database did not answer within {DATABASE_WAIT_S:g} s.",
+                    hint="Start it, or correct LISTINGD_DATABASE_URL; nothing was changed.",
+                    data=exc.data,
+                ) from exc
+            log.warning("database.lost", error=str(exc.__cause__ or exc))
+            await asyncio.sleep(1.0)
+
+
+async def _build(
+    settings: Settings, db: database.Database, stack: AsyncExitStack
+) -> tuple[Service, web.Application, dict[str, Callable[[], Awaitable[None]]]]:
+    """Everything of one process, wired; nothing runs yet. Third: the background tasks by name."""
+    changes = Changes()
+    scheduler = Scheduler(HANDLERS.keys() | {"webhook"}, priority_step_s=settings.priority_step_s)
+    queue = Queue(db)
+    lease = Lease(
+        db, instance=settings.instance, state_dir=settings.state_dir, lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s,
+        kinds=sorted(scheduler.kinds), concurrency=settings.workers.concurrency, load=lambda: workers.load(),
+    )  # fmt: skip
+    storage = await open_storage(settings)
+    providers = build_providers(settings)
+    for provider in (providers.cutout, providers.paint, providers.text):
+        stack.push_async_callback(provider.close)
+    pixels = ThreadPoolExecutor(settings.workers.pixel_threads, thread_name_prefix="pixels")
+    stack.callback(pixels.shutdown, wait=False, cancel_futures=True)
+    ledger = Ledger(db, settings.budgets)
+    lanes = Lanes(db, plan_lanes(settings), lambda: lease.worker_id)
+    webhooks = Webhooks(db)
+    services = Services(
+        db=db, queue=queue, storage=storage, steps=Steps(ledger, storage, lanes, lambda: lease.worker_id),
+        providers=providers, settings=settings, pixels=pixels, worker_id=lambda: lease.worker_id,
+        report_progress=lambda fence, report: workers.report_progress(fence, report),
+    )  # fmt: skip
+    handlers = {**HANDLERS, "webhook": WebhookHandler(webhooks, settings)}
+    handlers["pack"] = with_children(handlers["pack"])
+    workers = Workers(
+        queue=queue, db=db, scheduler=scheduler, handlers=handlers,
+        make_context=lambda job: Attempt(job, services), lease=lease, changes=changes, settings=settings,
+    )  # fmt: skip
+    queue.births = workers
+    feeder = Feeder(queue, scheduler, poll_s=settings.poll_s, on_ready=workers.wake)
+    workers.feeder = feeder
+    listener = Listener(db, {"listingd_jobs": feeder.look, "listingd_cancel": workers.hint_cancel})
+    housekeeper = Housekeeper(
+        db=db, queue=queue, scheduler=scheduler, workers=workers, feeder=feeder, lease=lease, changes=changes,
+        storage=storage, settings=settings,
+    )  # fmt: skip
+    service_key = find_service_key(settings).get_secret_value()
+    service = Service(settings, db, queue, scheduler, workers, lease, listener, Supervisor(), service_key)
+    keys = ServiceKeys(db, first_key=service_key)
+    users = UserTokens(settings.auth, await _open_key_set(settings, stack))
+    read_tokens = ReadTokens(db)
+    deps = ApiDeps(
+        settings=settings, db=db, queue=queue, views=Views(db), changes=changes, storage=storage,
+        authenticator=BearerAuthenticator(
+            keys=keys, users=users, read_tokens=read_tokens,
+            failed_logins_per_minute=settings.limits.failed_logins_per_minute,
+        ),
+        readiness=service.readiness, is_draining=lambda: service.stopping,
+    )  # fmt: skip
+    tasks: dict[str, Callable[[], Awaitable[None]]] = {
+        "workers": workers.run_pool,
+        "flusher": workers.run_flusher,
+        "feeder": feeder.run,
+        "creator": queue.run_creator,
+        "listener": listener.run,
+        "watch": workers.run_watch,
+        "cancels": workers.run_cancels,
+        "progress": workers.run_progress,
+        "housekeeping": housekeeper.run,
+        "retention": housekeeper.run_retention,
+    }
+    return service, http.build_app(deps), tasks
+
+
+async def _open_key_set(settings: Settings, stack: AsyncExitStack) -> KeySet | None:
+    if settings.auth.jwks_url is None:
+        return None
+    session = await stack.enter_async_context(aiohttp.ClientSession())
+    return KeySet(session, settings.auth.jwks_url)
+
+
+async def _drain(service: Service) -> None:
+    """The stop up to the point where nothing runs: the flusher still writes what ends meanwhile."""
+    began = time.monotonic()
+    service.stopping = True
+    limits = service.settings.workers
+    sdnotify.stopping("draining")
+    sdnotify.extend_timeout(limits.soft_stop_s + limits.hard_stop_s + 5)
+    log.info(
+        "service.stopping", running=service.workers.load()[0], soft_stop_s=limits.soft_stop_s,
+        hard_stop_s=limits.hard_stop_s,
+    )  # fmt: skip
+    cut = await service.workers.drain(limits.soft_stop_s, limits.hard_stop_s)
+    await service.workers.flush_rest()
+    service.ended.set()
+    log.info("service.stopped", uptime_s=round(time.monotonic() - began, 3), released=cut)
+
+
+async def _end_lease(lease: Lease) -> None:
+    with suppress(Unavailable):  # without a database the lease ends by itself
+        await lease.stop()
+
+
+def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
+async def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT; a second signal ends the soft wait at once."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    async with run_service(settings) as service:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        sdnotify.ready(f"serving {service.url}")
+        interval_s = sdnotify.watchdog_interval_s()
+        while not stop.is_set():
+            try:
+                async with asyncio.timeout(interval_s):
+                    await stop.wait()
+            except TimeoutError:
+                sdnotify.notify("WATCHDOG=1")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
