@@ -120,9 +120,8 @@ def _signs(found: segment.Segments) -> Iterator[_Sign]:
         _grade(found.ambiguous, bad=0.06, good=0.01),
         "Parts inside the product are as pale as the background and may be openings.",
     )
-    weak = segment.weak_outline(scene, mask)
     yield _Sign(
-        _grade(weak, bad=0.08, good=0.03), "Part of the product's edge can hardly be told from the background."
+        _grade(found.weak, bad=0.08, good=0.03), "Part of the product's edge can hardly be told from the background."
     )
     yield _Sign(_grade(_raggedness(mask), bad=0.5, good=0.25), "The edge that was found is ragged.")
     yield _Sign(

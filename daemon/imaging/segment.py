@@ -56,13 +56,23 @@ class Scene:
 @dataclass(frozen=True, slots=True)
 class Segments:
     """flood, grabcut: the product by either method; shadow: what was taken off as shadow;
-    ambiguous: enclosed areas that may be openings or white parts (share of the product's area)."""
+    ambiguous: enclosed areas that may be openings or white parts (share of the product's area);
+    weak: share of the flood's outline that is hardly there, or soft as a shadow's end."""
 
     scene: Scene
     flood: Mask
     grabcut: Mask
     shadow: Mask
     ambiguous: float
+    weak: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Edges:
+    """faint: no edge anybody would see within 3 px; soft: a gradual one without tint, as a shadow's end."""
+
+    faint: Mask
+    soft: Mask
 
 
 def segment(picture: Picture) -> Segments:
@@ -73,11 +83,12 @@ def segment(picture: Picture) -> Segments:
     scene = _fit_background(scene.rgb, scene.lab, reached)
     reached = _reach(scene)
     raw = _keep_parts(~reached)
-    flood, shadow = _take_off_shadow(scene, raw)
+    edges = _find_edges(scene)
+    flood, shadow = _take_off_shadow(scene, edges, raw)
     flood, ambiguous = _open_holes(scene, flood)
-    grabcut, _ = _take_off_shadow(scene, _grabcut(scene))
+    grabcut, _ = _take_off_shadow(scene, edges, _grabcut(scene))
     grabcut, _ = _open_holes(scene, grabcut)
-    return Segments(scene, flood, grabcut, shadow, ambiguous)
+    return Segments(scene, flood, grabcut, shadow, ambiguous, _weak_outline(edges, flood))
 
 
 def look_at(picture: Picture) -> Scene:
@@ -152,20 +163,22 @@ def _keep_parts(mask: Mask) -> Mask:
     return np.asarray((areas >= MIN_PART * areas.max())[labels] & (labels > 0))
 
 
-def _take_off_shadow(scene: Scene, mask: Mask) -> tuple[Mask, Mask]:
+def _take_off_shadow(scene: Scene, edges: _Edges, mask: Mask) -> tuple[Mask, Mask]:
     """(mask without the shadow on the ground, that shadow).
 
     How deep the shadow is cannot be known beforehand, and a grey product looks like a deep one: so several
     depths are tried, and the one is taken whose outline stands out best against its surroundings. Both a
     shadow left behind and a product eaten into have soft outlines.
     """
-    best, least_weak = mask, weak_outline(scene, mask)
+    tried = [mask]
     for depth in SHADOW_DEPTHS:
         for slope in SHADOW_SLOPES:
             kept = _keep_parts(mask & ~_shadow_from_outside(scene, mask, depth, slope))
-            weak = weak_outline(scene, kept)
-            if kept.any() and weak < least_weak:
-                best, least_weak = kept, weak
+            if kept.any():
+                tried.append(kept)
+    weak = [_weak_outline(edges, each) for each in tried]
+    # Of equally good outlines the tightest: what it leaves out more is a sliver of shadow.
+    best = min((each for each, w in zip(tried, weak, strict=True) if w <= min(weak) + 0.004), key=np.sum)
     return best, mask & ~best
 
 
@@ -189,24 +202,29 @@ def _shadow_from_outside(scene: Scene, mask: Mask, depth: float, slope: float) -
     return shadow
 
 
-def weak_outline(scene: Scene, mask: Mask) -> float:
+def _weak_outline(edges: _Edges, mask: Mask) -> float:
     """Share of a mask's outline that is hardly there, or is soft as only a shadow's end is."""
-    edge = outline(mask)
-    if not edge.any():
+    at = outline(mask)
+    if not at.any():
         return 1.0
-    close, near, wide = (_contrast(scene, edge, side) for side in (5, 7, 13))
     rows = np.flatnonzero(mask.any(axis=1))
-    low = np.nonzero(edge)[0] > (rows[0] + rows[-1]) / 2
-    untinted = scene.tint[edge] < 4 + 0.12 * scene.darker[edge]
-    soft = low & untinted & (close < SHARP_EDGE * wide)
-    return float(((near < MIN_EDGE_CONTRAST) | soft).mean())
+    low = np.nonzero(at)[0] > (rows[0] + rows[-1]) / 2
+    return float((edges.faint[at] | (edges.soft[at] & low)).mean())
 
 
-def _contrast(scene: Scene, edge: Mask, side: int) -> Plane:
-    """Strongest against weakest L, a, b in a square around each pixel of an outline."""
+def _find_edges(scene: Scene) -> _Edges:
+    near, wide = _contrast(scene, 7), _contrast(scene, 13)
+    # An outline may lie a few pixels off the edge that it stands for.
+    close = cv2.dilate(_contrast(scene, 5), np.ones((7, 7), np.uint8))
+    untinted = scene.tint < 4 + 0.12 * scene.darker
+    return _Edges(faint=near < MIN_EDGE_CONTRAST, soft=(close < SHARP_EDGE * wide) & untinted)
+
+
+def _contrast(scene: Scene, side: int) -> Plane:
+    """Strongest against weakest L, a, b in a square around each pixel."""
     reach = np.ones((side, side), np.uint8)
-    span = cv2.dilate(scene.lab, reach)[edge] - cv2.erode(scene.lab, reach)[edge]
-    return np.asarray(np.linalg.norm(span, axis=1), dtype=np.float32)
+    span = cv2.dilate(scene.lab, reach) - cv2.erode(scene.lab, reach)
+    return np.asarray(np.sqrt((span * span).sum(axis=2)), dtype=np.float32)
 
 
 def outline(mask: Mask) -> Mask:
