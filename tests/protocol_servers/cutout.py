@@ -90,9 +90,9 @@ class RemoveBgServer(ProtocolServer):
         box = cutout.getchannel("A").getbbox()
         if box is None:
             raise Refusal(400, "unknown_foreground", "Could not identify foreground in image.")
-        credits = Decimal("0.25") if preview else Decimal(1)
+        charged = Decimal("0.25") if preview else Decimal(1)
         if self.credits is not None:
-            self.credits -= credits
+            self.credits -= charged
         body = await asyncio.to_thread(zip_layers if wants_zip else encode_png, cutout)
         headers = {
             "X-Type": "product",
@@ -100,15 +100,15 @@ class RemoveBgServer(ProtocolServer):
             "X-Height": str(cutout.height),
             "X-Max-Width": str(cutout.width),
             "X-Max-Height": str(cutout.height),
-            "X-Credits-Charged": str(credits),
+            "X-Credits-Charged": str(charged),
             "X-Foreground-Left": str(box[0]),
             "X-Foreground-Top": str(box[1]),
             "X-Foreground-Width": str(box[2] - box[0]),
             "X-Foreground-Height": str(box[3] - box[1]),
         }
         content_type = "application/zip" if wants_zip else "image/png"
-        cost = credits * self.usd_per_credit
-        return Answer(body, content_type, headers, cost_usd=cost, usage={"credits": str(credits)})
+        cost = charged * self.usd_per_credit
+        return Answer(body, content_type, headers, cost_usd=cost, usage={"credits": str(charged)})
 
     def _authorise(self, request: web.Request) -> None:
         if request.headers.get("X-Api-Key") != self.api_key:

@@ -19,6 +19,8 @@ _STATUS = {
     404: "NOT_FOUND", 429: "RESOURCE_EXHAUSTED", 500: "INTERNAL", 503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }  # fmt: skip
+# google-generativeai sends enums as their numbers.
+_TYPE_NUMBERS = {1: "STRING", 2: "NUMBER", 3: "INTEGER", 4: "BOOLEAN", 5: "ARRAY", 6: "OBJECT"}
 _KNOWN_SCHEMA_KEYS = frozenset({
     "type", "format", "description", "nullable", "enum", "items", "minItems", "maxItems", "properties",
     "required", "propertyOrdering",
@@ -63,10 +65,10 @@ class GeminiServer(ProtocolServer):
         model, _, verb = request.match_info["call"].partition(":")
         if verb != "generateContent" or not model:
             raise Refusal(404, None, "no such method")
-        body = await request.json()
+        body = in_camel_case(await request.json())
         self.bodies.append(body)
         call.fields["model"] = model
-        config = body.get("generationConfig", {})
+        config = body.setdefault("generationConfig", {})
         if {"temperature", "topP", "topK"} & config.keys():
             raise Refusal(400, None, "deprecated sampling parameter")
         check_schema(config.get("responseSchema", {}))
@@ -93,6 +95,20 @@ class GeminiServer(ProtocolServer):
         return Answer(json.dumps(body).encode(), "application/json", cost_usd=cost, usage=usage)
 
 
+def in_camel_case(value: Any, *, keys_are_names: bool = False) -> Any:
+    """The body with the API's own words in camelCase: it reads both spellings, the SDKs send either."""
+    if isinstance(value, list):
+        return [in_camel_case(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    out: dict[str, Any] = {}
+    for key, child in value.items():
+        head, *rest = [key] if keys_are_names else key.split("_")
+        name = head + "".join(word.title() for word in rest)
+        out[name] = in_camel_case(child, keys_are_names=name == "properties")
+    return out
+
+
 def check_schema(schema: dict[str, Any]) -> None:
     """Refuses, as the API does, words of JSON Schema that are not in its subset."""
     unknown = schema.keys() - _KNOWN_SCHEMA_KEYS
@@ -111,7 +127,8 @@ def fill_schema_of(body: dict[str, Any]) -> str:
 
 
 def _fill(schema: dict[str, Any], name: str) -> Any:
-    kind = str(schema.get("type", "STRING")).upper()
+    kind = schema.get("type", "STRING")
+    kind = _TYPE_NUMBERS[kind] if isinstance(kind, int) else str(kind).upper()
     if schema.get("enum"):
         return schema["enum"][0]
     if kind == "OBJECT":
@@ -122,4 +139,4 @@ def _fill(schema: dict[str, Any], name: str) -> Any:
 
 
 def _part_tokens(part: dict[str, Any]) -> int:
-    return 258 if "inlineData" in part or "inline_data" in part else math.ceil(len(part.get("text", "")) / 4)
+    return 258 if "inlineData" in part else math.ceil(len(part.get("text", "")) / 4)
