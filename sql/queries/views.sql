@@ -270,24 +270,73 @@ values ($1, $2, $3, $4, $5, $6, $7)
 select e.id, e.state, e.parent_id, e.erased
 from listingd.erase_job($1, $2) as e
 
--- name: list_changed_jobs
--- The newest jobs of a stream's subject that have no parent: those still open, and those created or ended after a
--- time. $1 user_id or null for any, $2 project or null, $3 tag or null, $4 kind or null, $5 since, $6 limit
+-- name: list_open_user_jobs
+-- For a stream's snapshot: of a user's newest 1000 jobs without parent, those that are open, or were created or ended
+-- after a time. $1 user_id, $2 project or null, $3 tag or null, $4 kind or null, $5 since or null, $6 limit
+select n.id
+from (
+    select j.id, j.created_at
+    from listingd.jobs as j
+    where
+        j.user_id = $1
+        and j.parent_id is null
+        and ($2::uuid is null or j.project_id = $2)
+        and ($3::text is null or j.tags @> array[$3::text])
+        and ($4::text is null or j.kind = $4)
+    order by j.created_at desc, j.id desc
+    limit 1000
+) as n
+join listingd.job_states as s on s.id = n.id
+where s.state in ('pending', 'processing', 'waiting') or s.finished_at > $5::timestamptz or n.created_at > $5::timestamptz
+order by n.created_at desc, n.id desc
+limit $6
+
+-- name: list_open_jobs
+-- The same over all users, for a service. $1 unused (null)
+select n.id
+from (
+    select j.id, j.created_at
+    from listingd.jobs as j
+    where
+        $1::text is null
+        and j.parent_id is null
+        and ($2::uuid is null or j.project_id = $2)
+        and ($3::text is null or j.tags @> array[$3::text])
+        and ($4::text is null or j.kind = $4)
+    order by j.id desc
+    limit 1000
+) as n
+join listingd.job_states as s on s.id = n.id
+where s.state in ('pending', 'processing', 'waiting') or s.finished_at > $5::timestamptz or n.created_at > $5::timestamptz
+order by n.id desc
+limit $6
+
+-- name: list_new_user_jobs
+-- A user's jobs without parent that were created after a time. $1 … $6 as above, since not null
 select j.id
 from listingd.jobs as j
-join listingd.job_states as s on s.id = j.id
 where
-    ($1::text is null or j.user_id = $1)
+    j.user_id = $1
+    and j.created_at > $5::timestamptz
+    and j.parent_id is null
     and ($2::uuid is null or j.project_id = $2)
     and ($3::text is null or j.tags @> array[$3::text])
     and ($4::text is null or j.kind = $4)
+order by j.created_at desc
+limit $6
+
+-- name: list_new_jobs
+-- The same over all users. $1 lowest id of that time (ids begin with it), $5 since
+select j.id
+from listingd.jobs as j
+where
+    j.id > $1::uuid
+    and j.created_at > $5::timestamptz
     and j.parent_id is null
-    and (
-        s.state in ('pending', 'processing', 'waiting')
-        or s.finished_at > $5::timestamptz
-        or j.created_at > $5::timestamptz
-    )
-order by j.created_at desc, j.id desc
+    and ($2::uuid is null or j.project_id = $2)
+    and ($3::text is null or j.tags @> array[$3::text])
+    and ($4::text is null or j.kind = $4)
+order by j.id desc
 limit $6
 
 -- name: ping

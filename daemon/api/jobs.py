@@ -1,0 +1,302 @@
+"""Jobs over HTTP: create, batch, read, list, cancel, retry, erase."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import json
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from aiohttp import web
+
+from daemon.api import models
+from daemon.api.access import confine, covers, keyed, no_such, owner_of, path_id
+from daemon.api.answers import etag, json_answer, matches, read_wait_s
+from daemon.api.bodies import read_json, read_query, validate
+from daemon.api.deps import ApiDeps
+from daemon.api.feed import Feed
+from daemon.api.principal import PRINCIPAL, Principal
+from daemon.api.routing import Answer, Route
+from daemon.errors import Conflict, InvalidInput
+from daemon.jobs import NewJob
+from daemon.queue import Created, Idempotency
+from daemon.views import Job, JobFilter, dump
+
+_CREATES = models.CreateImage | models.CreatePack | models.CreateAplus | models.CreatePing
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+_IDEMPOTENCY = {"Idempotency-Replayed": "`true` when an earlier request with the same key made it."}
+
+
+class Jobs:
+    """The handlers of one application."""
+
+    def __init__(self, deps: ApiDeps, feed: Feed) -> None:
+        self._queue = deps.queue
+        self._views = deps.views
+        self._changes = deps.changes
+        self._feed = feed
+        self._http = deps.settings.http
+        self._max_attempts = deps.settings.retry.max_attempts
+
+    async def create(self, request: web.Request) -> web.Response:
+        document, body = await read_json(request, self._http)
+        asked = validate(models.CREATE, body)
+        principal = request[PRINCIPAL]
+        job = self._new_job(principal, asked, document)
+        key = keyed(request, _fingerprint(document)) if "Idempotency-Key" in request.headers else None
+        created = (await self._store([job], key))[0]
+        shown = await self._show(created, job)
+        headers = {"Location": f"/v1/jobs/{shown.id}", "ETag": etag(shown)}
+        if created.replayed:
+            headers["Idempotency-Replayed"] = "true"
+        wait_s = read_wait_s(request)
+        if not wait_s:
+            return json_answer(shown.to_json(), 201, headers)
+        latest = await self._wait(shown, wait_s, until_final=True)
+        headers |= {"ETag": etag(latest), "Preference-Applied": f"wait={wait_s}"}
+        return json_answer(latest.to_json(), 200 if latest.is_final else 202, headers)
+
+    async def create_batch(self, request: web.Request) -> web.Response:
+        document, body = await read_json(request, self._http)
+        batch = validate(models.CREATE_BATCH, body)
+        principal = request[PRINCIPAL]
+        jobs = []
+        for index, (asked, raw) in enumerate(zip(batch.jobs, document["jobs"], strict=True)):
+            try:
+                jobs.append(self._new_job(principal, asked, raw))
+            except InvalidInput as exc:
+                raise InvalidInput(f"/jobs/{index}: {exc.message}", code=exc.code) from exc
+        key = keyed(request, _fingerprint(document))
+        created = await self._store(jobs, key)
+        shown = [await self._show(made, job) for made, job in zip(created, jobs, strict=True)]
+        headers = {"Idempotency-Replayed": "true"} if created[0].replayed else None
+        return json_answer('{"jobs":[' + ",".join(job.to_json() for job in shown) + "]}", 201, headers)
+
+    async def read(self, request: web.Request) -> web.Response:
+        principal = request[PRINCIPAL]
+        wanted = read_query(request, models.JobQuery) if request.query_string else models.JobQuery(fields=None)
+        job = await self._read_own(principal, path_id(request, "job"))
+        wait_s = 0
+        if matches(request, etag(job)):
+            wait_s = read_wait_s(request)
+            if wait_s and not job.is_final:
+                job = await self._wait(job, wait_s, until_final=False)
+        headers = {"ETag": etag(job)}
+        if wait_s:
+            headers["Preference-Applied"] = f"wait={wait_s}"
+        if matches(request, etag(job)):
+            return web.Response(status=304, headers=headers)
+        return json_answer(job.to_json(wanted.fields), 200, headers)
+
+    async def list_page(self, request: web.Request) -> web.Response:
+        wanted = read_query(request, models.ListQuery)
+        after = None if wanted.cursor is None else _read_cursor(wanted.cursor)
+        page = await self._views.list_jobs(
+            confine(
+                request[PRINCIPAL],
+                JobFilter(
+                    user_id=wanted.user_id, states=wanted.state, kind=wanted.kind, project_id=wanted.project_id,
+                    parent_id=wanted.parent_id, tag=wanted.tag, created_after=wanted.created_after,
+                    created_before=wanted.created_before,
+                ),
+            ),
+            limit=wanted.limit,
+            after=after,
+        )  # fmt: skip
+        cursor = None if page.next_position is None else _write_cursor(*page.next_position)
+        headers = {}
+        if cursor is not None:
+            following = request.rel_url.update_query(cursor=cursor)
+            headers["Link"] = f'<{following}>; rel="next"'
+        data = ",".join(job.to_json(wanted.fields) for job in page.jobs)
+        return json_answer(f'{{"data":[{data}],"next_cursor":{dump(cursor)}}}', 200, headers)
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        principal = request[PRINCIPAL]
+        job_id = path_id(request, "job")
+        move = await self._queue.cancel(job_id, principal.user_id)
+        if move is None:
+            raise no_such("job")
+        self._changes.mark([job_id])
+        job = await self._read_own(principal, job_id)
+        return json_answer(job.to_json(), 200 if job.is_final else 202, {"ETag": etag(job)})
+
+    async def retry(self, request: web.Request) -> web.Response:
+        principal = request[PRINCIPAL]
+        job_id = path_id(request, "job")
+        move = await self._queue.retry(job_id, principal.user_id)
+        if move is None:
+            raise no_such("job")
+        if not move.changed:
+            raise Conflict(
+                f"The job is {move.state}; only failed and cancelled jobs can be retried.", code="not_retryable"
+            )
+        self._changes.mark([job_id])
+        job = await self._read_own(principal, job_id)
+        return json_answer(job.to_json(), 202, {"ETag": etag(job)})
+
+    async def erase(self, request: web.Request) -> web.Response:
+        job_id = path_id(request, "job")
+        erasure = await self._views.erase_job(job_id, request[PRINCIPAL].user_id)
+        if erasure is None:
+            raise no_such("job")
+        if not erasure.erased:
+            if erasure.parent_id is not None:
+                raise Conflict("The job is part of another one.", code="part_of_pack", hint="Erase its parent.")
+            raise Conflict("The job is still active.", code="job_active", hint="Cancel it first, or wait.")
+        self._changes.mark([job_id])
+        return web.Response(status=204)
+
+    def _new_job(self, principal: Principal, asked: _CREATES, document: dict[str, Any]) -> NewJob:
+        """What the queue stores: the input as it was sent, now that it is known to be valid."""
+        if asked.kind == "ping":
+            principal.require("admin")
+        return NewJob(
+            kind=asked.kind,
+            input=document["input"],
+            user_id=owner_of(principal, asked.user_id),
+            project_id=asked.project_id,
+            priority=asked.priority,
+            run_at=asked.run_at,
+            expires_at=asked.expires_at,
+            max_attempts=asked.max_attempts or self._max_attempts,
+            metadata=document.get("metadata") or {},
+            tags=asked.tags,
+            webhook=None if asked.webhook is None else asked.webhook.model_dump(mode="json"),
+        )
+
+    async def _store(self, jobs: list[NewJob], key: Idempotency | None) -> list[Created]:
+        created = await self._queue.create(jobs, idempotency=key)
+        if len(created) != len(jobs):
+            # Only a key whose fingerprint agrees comes here, so that the bodies are the same.
+            raise Conflict("The earlier batch is not complete.", code="conflict")
+        self._changes.mark([made.id for made in created])
+        return created
+
+    async def _show(self, created: Created, job: NewJob) -> Job:
+        """The job as it was when it was stored: a replay gives the same bytes as the first answer."""
+        created_at = created.created_at
+        if created_at is None:
+            known = await self._views.read_created_at([created.id])
+            # Erased since: the id begins with the time in ms (UUIDv7).
+            created_at = known.get(created.id) or datetime.fromtimestamp((created.id.int >> 80) / 1000, UTC)
+        return self._views.show_created(created.id, job, created_at)
+
+    async def _read_own(self, principal: Principal, job_id: UUID) -> Job:
+        job = await self._views.read_job(job_id, principal.user_id)
+        if job is None or not covers(
+            principal, job_id=job_id, parent_id=_parent(job), project_id=job.project_id
+        ):
+            raise no_such("job")
+        return job
+
+    async def _wait(self, job: Job, wait_s: float, *, until_final: bool) -> Job:
+        """The job once it has moved past the version given (or ended), or as it is after `wait_s` seconds."""
+        end = asyncio.get_running_loop().time() + wait_s
+        with self._feed.watch([job.id]) as watch:
+            latest = (await self._views.read_jobs([job.id], None) or [job])[0]
+            watch.followed[job.id] = latest.version
+            while not (latest.is_final or (not until_final and latest.version > job.version)):
+                left_s = end - asyncio.get_running_loop().time()
+                if left_s <= 0 or watch.closed:
+                    break
+                fresh = await watch.next(left_s)
+                if job.id in fresh:
+                    moved = fresh[job.id]
+                    if moved is None:
+                        raise no_such("job")
+                    latest = moved
+        return latest
+
+
+def _parent(job: Job) -> UUID | None:
+    text = job.fields["parent_id"]
+    return None if text == "null" else UUID(text.strip('"'))
+
+
+def _fingerprint(document: Any) -> str:
+    """A hash of what was asked; the order of keys and white space play no part."""
+    canonical = _CANONICAL.encode(document)
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _write_cursor(created_at: datetime, job_id: UUID) -> str:
+    return base64.urlsafe_b64encode(f"{created_at.isoformat()}|{job_id}".encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str) -> tuple[datetime, UUID]:
+    """Errors: InvalidInput cursor_invalid."""
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+        at, _, job_id = text.partition("|")
+        created_at = datetime.fromisoformat(at)
+        if created_at.tzinfo is None or not 1900 < created_at.year < 3000:
+            raise ValueError(at)
+        return created_at, UUID(job_id)
+    except (ValueError, binascii.Error) as exc:
+        raise InvalidInput("The cursor cannot be read.", code="cursor_invalid") from exc
+
+
+def routes(deps: ApiDeps, feed: Feed) -> list[Route]:
+    jobs = Jobs(deps, feed)
+    location = {"Location": "The job's path.", "ETag": "Weak tag of its version."} | _IDEMPOTENCY
+    waited = {"Preference-Applied": "The wait that was granted."}
+    one = Answer("The job.", models.Job, headers={"ETag": "Weak tag of its version."})
+    return [
+        Route(
+            "POST", "/v1/jobs", jobs.create, "Create a job", "jobs", "enqueue",
+            description="With `Prefer: wait=N` the answer waits for the end, up to N seconds.",
+            headers=models.CreateHeaders, body=models.CreateOne,
+            answers={
+                201: Answer("Stored; it will run.", models.Job, headers=location),
+                200: Answer("Finished within the wait.", models.Job, headers=location | waited),
+                202: Answer("Stored; not finished within the wait.", models.Job, headers=location | waited),
+            },
+            problems=(402, 408, 409, 413, 415, 422),
+        ),
+        Route(
+            "POST", "/v1/jobs/batch", jobs.create_batch, "Create up to 1000 jobs at once", "jobs", "enqueue",
+            description="One transaction: 422 names the index of a wrong job, and nothing is created.",
+            headers=models.IdempotencyHeaders, body=models.CreateBatch,
+            answers={201: Answer("All are stored, in order.", models.Batch, headers=_IDEMPOTENCY)},
+            problems=(402, 408, 409, 413, 415, 422),
+        ),
+        Route(
+            "GET", "/v1/jobs", jobs.list_page, "List jobs, newest first", "jobs", query=models.ListQuery,
+            answers={200: Answer("A page.", models.JobPage, headers={"Link": 'The next page: rel="next".'})},
+            problems=(404, 422),
+        ),
+        Route(
+            "GET", "/v1/jobs/{id}", jobs.read, "Read a job", "jobs", query=models.JobQuery,
+            description="With `If-None-Match` and `Prefer: wait=N` it is a long poll: 304 after N seconds without "
+            "a change.",
+            headers=models.PollHeaders,
+            answers={
+                200: Answer("The job.", models.SomeOfJob, headers={"ETag": "Weak tag of its version."} | waited),
+                304: Answer("Not changed.", headers={"ETag": "Weak tag of its version."} | waited),
+            },
+            problems=(404, 422),
+        ),
+        Route(
+            "POST", "/v1/jobs/{id}/cancel", jobs.cancel, "Cancel a job and its children", "jobs", "enqueue",
+            description="Idempotent. Finished items are kept.",
+            answers={200: one, 202: Answer("A stop is under way.", models.Job, headers=one.headers)},
+            problems=(404,),
+        ),
+        Route(
+            "POST", "/v1/jobs/{id}/retry", jobs.retry, "Run a failed or cancelled job again", "jobs", "enqueue",
+            description="Finished steps and items are kept and not paid again.",
+            answers={202: Answer("Pending again.", models.Job, headers=one.headers)},
+            problems=(404, 409),
+        ),
+        Route(
+            "DELETE", "/v1/jobs/{id}", jobs.erase, "Erase a finished job", "jobs", "enqueue",
+            description="Input, result and assets go; a tombstone with the cost stays.",
+            answers={204: Answer("Erased.")},
+            problems=(404, 409),
+        ),
+    ]  # fmt: skip
