@@ -54,6 +54,8 @@ class Housekeeper:
     async def run(self) -> None:
         """Rescue, expire and read the tables' settings at every heartbeat. Errors: Unavailable."""
         while True:
+            if self._lease.gone and not self._workers.running:
+                await self._lease.start()  # declared dead while we were stopped: begin anew, with nothing in hand
             await self.rescue()
             await self._expire()
             await self._read_settings()

@@ -18,13 +18,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
+
 
 import aiohttp
 from aiohttp import web
 
 from daemon import db as database
 from daemon import http, logs, sdnotify
+from daemon.api import system
 from daemon.api.auth import BearerAuthenticator
 from daemon.api.deps import ApiDeps, Readiness
 from daemon.attempt import Attempt, Services, with_children
@@ -55,7 +56,7 @@ from daemon.views import Views
 from daemon.webhooks import Webhooks
 from daemon.workers import Workers
 
-VERSION = version("listingd")
+
 BUGS_BEFORE_EXIT = 5
 """A background task that died of a bug so often within a minute ends the process."""
 
@@ -158,10 +159,12 @@ async def run_service(settings: Settings) -> AsyncIterator[Service]:
             background.create_task(service.supervisor.keep(name, run), name=name) for name, run in tasks.items()
         ]
         stack.callback(_cancel, running)
-        service.url = await stack.enter_async_context(http.serve(app, settings, sdnotify.take_sockets()))
+        server = http.HttpServer(app, settings)
+        service.url = await server.start(next(iter(sdnotify.take_sockets()), None))
+        stack.push_async_callback(server.stop)
         stack.push_async_callback(_drain, service)
         log.info(
-            "service.ready", url=service.url, version=VERSION, startup_s=round(time.monotonic() - began, 3),
+            "service.ready", url=service.url, version=system.read_version(), startup_s=round(time.monotonic() - began, 3),
             state_dir=str(settings.state_dir), pooled=db.pooled, pid=os.getpid(), instance=settings.instance,
         )  # fmt: skip
         yield service
@@ -248,7 +251,9 @@ async def _build(
         "housekeeping": housekeeper.run,
         "retention": housekeeper.run_retention,
     }
-    return service, http.build_app(deps), tasks
+    app = http.build_app(deps)
+    tasks["feed"] = app[http.FEED].run
+    return service, app, tasks
 
 
 async def _open_key_set(settings: Settings, stack: AsyncExitStack) -> KeySet | None:

@@ -184,7 +184,8 @@ from listingd.fan_out($1, $2, $3::jsonb)
 (
     select
         s.fence, s.state, s.kind, s.user_id, s.priority,
-        extract(epoch from s.run_at - now())::float8 as wait_s
+        extract(epoch from s.run_at - now())::float8 as wait_s,
+        0::float8 as age_s
     from listingd.job_states as s
     where s.fence > $1
     order by s.fence
@@ -193,7 +194,8 @@ from listingd.fan_out($1, $2, $3::jsonb)
 union all
 select
     s.fence, s.state, s.kind, s.user_id, s.priority,
-    extract(epoch from s.run_at - now())::float8 as wait_s
+    extract(epoch from s.run_at - now())::float8 as wait_s,
+    0::float8 as age_s
 from listingd.job_states as s
 where s.fence = any($2::bigint[])
 
