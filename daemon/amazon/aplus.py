@@ -104,7 +104,7 @@ def _check_schema(document: Mapping[str, Any]) -> list[Check]:
 def _modules(document: Mapping[str, Any]) -> Iterator[tuple[AplusModule, str, Mapping[str, Any]]]:
     """Type, pointer and payload of each module of a document that follows the schema."""
     for index, module in enumerate(document["contentDocument"]["contentModuleList"]):
-        kind = cast(AplusModule, module["contentModuleType"])
+        kind = cast("AplusModule", module["contentModuleType"])
         key = payload_key(kind)
         yield kind, f"{MODULE_LIST}/{index}/{key}", module[key]
 
@@ -113,7 +113,7 @@ def _check_modules(document: Mapping[str, Any]) -> Iterator[Check]:
     modules = list(_modules(document))
     outcome = "pass" if len(modules) <= MAX_MODULES else "fail"
     detail = f"The editor takes at most {MAX_MODULES} standard modules."
-    yield Check("aplus.modules", cast(Any, outcome), len(modules), MAX_MODULES, detail, MODULE_LIST)
+    yield Check("aplus.modules", cast("Any", outcome), len(modules), MAX_MODULES, detail, MODULE_LIST)
     for kind, pointer, payload in modules:
         if kind == "STANDARD_COMPARISON_TABLE" and len(payload.get("productColumns") or ()) < 2:
             detail = "The table compares one product only: add the ASINs to compare it with."

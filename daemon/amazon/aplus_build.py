@@ -264,13 +264,11 @@ def _build_specs_detail(source: _Source) -> amazon.Part:
     return amazon.StandardSingleImageSpecsDetail(
         headline=source.headline,
         image=source.images[0],
-        description_headline=_text(capitalise(source.words.about)),
         description_block1=source.text_block(0),
         description_block2=source.text_block(1),
         specification_headline=_text(capitalise(source.words.specifications)),
         specification_list_block=amazon.StandardHeaderTextListBlock(
-            headline=_text(capitalise(source.words.specifications)),
-            block=_list([row for row in rows if len(row) <= LIST_ROW][:8]),
+            block=_list([row for row in rows if len(row) <= LIST_ROW][:8])
         ),
     )
 

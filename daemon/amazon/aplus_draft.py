@@ -44,6 +44,8 @@ class Point(_Frozen):
 
 
 class SpecRow(_Frozen):
+    """A row of the specifications."""
+
     label: str
     value: str
 
@@ -69,6 +71,8 @@ class AplusBrief(_Frozen):
 
 
 class BlockDraft(_Frozen):
+    """One text block of a module; at least one of the two says something."""
+
     headline: str = ""
     body: str = ""
 
@@ -83,13 +87,16 @@ class ModuleDraft(_Frozen):
 
 
 class AplusDraft(_Frozen):
+    """What a writer gives back."""
+
     modules: tuple[ModuleDraft, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What a module's draft holds. headline, block_headline, body, bullet: most characters, 0 = no place;
-    blocks, bullets: least and most of them."""
+    blocks, bullets: least and most of them.
+    """
 
     headline: int = 0
     blocks: tuple[int, int] = (0, 0)
@@ -243,9 +250,10 @@ def _check_value(text: str, pointer: str, known: set[str], canaries: Sequence[st
         errors.append(DraftError(pointer, "Repeats words from the instructions."))
     if any(unicodedata.category(ch) in ("Cc", "Cs", "Co") and ch not in "\n\r\t" for ch in text):
         errors.append(DraftError(pointer, "Contains control characters."))
-    for figure in sorted(_figures(text) - known):
-        errors.append(DraftError(pointer, f"Names the figure {figure}, which the facts do not give."))
-    return errors
+    return errors + [
+        DraftError(pointer, f"Names the figure {figure}, which the facts do not give.")
+        for figure in sorted(_figures(text) - known)
+    ]
 
 
 def _figures(text: str) -> set[str]:

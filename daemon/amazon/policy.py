@@ -97,7 +97,7 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "superlative",
         re.compile(
-            r"#\s?1\b|\b(?:best[-\s]?sell(?:er|ing)s?|top[-\s]rated|number\s+one|no\.?\s?1|world['’]?s\s+best)\b",
+            r"#\s?1\b|\b(?:best[-\s]?sell(?:er|ing)s?|top[-\s]rated|number\s+one|no\.?\s?1|world['\u2019]?s\s+best)\b",
             re.IGNORECASE,
         ),
         "claim a rank that nobody can prove",

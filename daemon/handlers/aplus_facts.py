@@ -24,7 +24,7 @@ ROW_LABEL = 30
 ROW_VALUE = 500
 MAX_ROWS = 16
 LABELLED_BULLETS = 'bullets like "Material: oak"'
-_LABELLED = re.compile(r"^([^:–—]{2,60}?)(?::\s+|\s+[–—-]\s+)(\S.*)$")
+_LABELLED = re.compile(r"^([^:\u2013\u2014]{2,60}?)(?::\s+|\s+[\u2013\u2014-]\s+)(\S.*)$")
 
 POINTS_NEEDED: dict[AplusModule, int] = {
     "STANDARD_THREE_IMAGE_TEXT": 3,
@@ -120,7 +120,7 @@ def list_measures(dimensions: Dimensions, words: Words) -> list[tuple[str, str]]
 
 
 def join_words(parts: Sequence[str], and_: str) -> str:
-    """ "a, b and c" """
+    """The parts as a sentence lists them: "a, b and c"."""
     if len(parts) < 2:
         return "".join(parts)
     return f"{', '.join(parts[:-1])} {and_} {parts[-1]}"
@@ -131,11 +131,11 @@ def shorten_name(name: str, limit: int) -> str:
     if len(name) <= limit:
         return name
     head = name[: limit + 1]
-    cuts = [match.start() for match in re.finditer(r"\s*(?:,\s|[;|(\[]|\s[–—-]\s)", head)]
+    cuts = [match.start() for match in re.finditer(r"\s*(?:,\s|[;|(\[]|\s[\u2013\u2014-]\s)", head)]
     if not cuts or cuts[-1] < limit // 3:
         cuts = [head.rfind(" ")]
     cut = cuts[-1] if cuts[-1] > 0 else limit
-    return head[:cut].rstrip(" ,;:|-–—(") or name[:limit]
+    return head[:cut].rstrip(" ,;:|-\u2013\u2014(") or name[:limit]
 
 
 def plan_modules(facts: AplusFacts, *, has_photo: bool) -> tuple[AplusModule, ...]:

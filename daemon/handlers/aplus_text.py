@@ -118,6 +118,7 @@ async def _ask(
             document={"text": answer.text, "canary": canary},
             model=answer.model,
             request_id=answer.request_id,
+            rate=answer.rate,
         )
 
     # The canary is random and decides nothing, so it is no part of the identity.

@@ -54,6 +54,7 @@ async def cut_out_photo(ctx: JobContext, ref: PhotoRef) -> Cutout:
             document={"confidence": answer.confidence},
             model=answer.model,
             request_id=answer.request_id,
+            rate=answer.rate,
         )
 
     value = await ctx.step(

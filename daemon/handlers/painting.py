@@ -65,7 +65,7 @@ async def paint_picture(ctx: JobContext, wanted: ImageInput, cutout: Cutout) -> 
         return StepValue(
             usage=answer.usage,
             data=answer.image,
-            content_type=_inspect_answer(answer.image, painter.name).content_type,
+            content_type=inspect_answer(answer.image, painter.name).content_type,
             document={"generated": answer.generated, "derived": answer.derived},
             model=answer.model,
             request_id=answer.request_id,
@@ -135,7 +135,7 @@ async def _paint_with_previews(ctx: JobContext, request: PaintRequest) -> PaintA
     return answer
 
 
-def _inspect_answer(image: bytes, provider: str) -> codec.PictureInfo:
+def inspect_answer(image: bytes, provider: str) -> codec.PictureInfo:
     """An answer that is no picture is kept out of the store. Errors: ProviderError permanent."""
     try:
         return codec.inspect(image)

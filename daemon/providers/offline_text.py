@@ -8,6 +8,7 @@ seller's, or says where the facts come from. Same facts, same text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 
 from pydantic import ValidationError
@@ -20,6 +21,7 @@ from daemon.amazon.aplus_draft import (
     BlockDraft,
     ModuleDraft,
     Point,
+    Shape,
     end_sentence,
 )
 from daemon.amazon.aplus_limits import AplusModule
@@ -40,7 +42,9 @@ class OfflineText:
         """Always 0 USD."""
         return Decimal(0)
 
-    async def generate_json(self, request: JsonRequest, *, timeout_s: float) -> JsonAnswer:
+    async def generate_json(
+        self, request: JsonRequest, *, timeout_s: float
+    ) -> JsonAnswer:
         """An AplusDraft as JSON. Errors: ProviderError (permanent) without facts or in a foreign language."""
         try:
             brief = AplusBrief.model_validate(request.facts)
@@ -74,17 +78,35 @@ def write_draft(brief: AplusBrief) -> AplusDraft:
         # A module that stands twice continues with the facts, it does not repeat itself.
         part = said.get(module, 0)
         said[module] = part + 1
-        modules.append(_WRITERS.get(module, _write_nothing)(module, brief.facts, words, part))
+        modules.append(_WRITERS.get(module, _write_nothing)(_Task(module, brief.facts, words, part)))
     return AplusDraft(modules=tuple(modules))
 
 
-def _opening(facts: AplusFacts, words: Words) -> str:
-    """The one sentence that is no fact of the seller's: who presents what."""
-    named = facts.brand and facts.brand.lower() not in facts.title.lower()
-    # replace, not format: a title may hold braces.
-    sentence = words.presents.replace("{brand}", facts.brand) if named else words.describes
-    sentence = capitalise(sentence.removesuffix("."))
-    return end_sentence(sentence.replace("{title}", facts.title.rstrip(".")))
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One module to write; part: how often the same module stands before it."""
+
+    module: AplusModule
+    facts: AplusFacts
+    words: Words
+    part: int
+
+    @property
+    def shape(self) -> Shape:
+        return SHAPES[self.module]
+
+    @property
+    def about(self) -> str:
+        return capitalise(self.words.about)
+
+    @property
+    def opening(self) -> str:
+        """The one sentence that is no fact of the seller's: who presents what."""
+        title, brand = self.facts.title.rstrip("."), self.facts.brand
+        is_named = brand and brand.lower() not in title.lower()
+        # replace, not format: a title may hold braces.
+        sentence = self.words.presents.replace("{brand}", brand) if is_named else self.words.describes
+        return end_sentence(capitalise(sentence.removesuffix(".").replace("{title}", title)))
 
 
 def _fit(sentences: list[str], limit: int) -> str:
@@ -97,111 +119,108 @@ def _fit(sentences: list[str], limit: int) -> str:
     return fitted
 
 
-def _block(point: Point, module: AplusModule, words: Words) -> BlockDraft:
-    body = _fit([point.text], SHAPES[module].body)
-    return BlockDraft(headline=point.headline or ("" if body else capitalise(words.features)), body=body)
+def _block(point: Point, task: _Task) -> BlockDraft:
+    body = _fit([point.text], task.shape.body)
+    headline = point.headline or ("" if body else capitalise(task.words.features))
+    return BlockDraft(headline=headline, body=body)
 
 
-def _bullets(facts: AplusFacts, limit: int, most: int) -> tuple[str, ...]:
+def _bullets(task: _Task) -> tuple[str, ...]:
     """The points as bullets; a long one gives its headline only."""
-    spoken = (
-        f"{point.headline}: {point.text.rstrip('.')}" if point.headline and point.text else point.sentence
-        for point in facts.points
-    )
-    short = (
-        text.rstrip(".") if len(text) <= limit + 1 else point.headline
-        for text, point in zip(spoken, facts.points, strict=True)
-    )
-    return tuple(text for text in short if text and len(text) <= limit)[:most]
+    limit, most = task.shape.bullet, task.shape.bullets[1]
+    bullets = []
+    for point in task.facts.points:
+        whole = point.sentence.removesuffix(".")
+        bullets.append(whole if len(whole) <= limit else point.headline)
+    return tuple(text for text in bullets if text and len(text) <= limit)[:most]
 
 
-def _write_header(module: AplusModule, facts: AplusFacts, words: Words, part: int) -> ModuleDraft:
-    first = [point.sentence for point in facts.points[:2]]
-    block = BlockDraft(
-        headline=facts.brand or capitalise(words.about), body=_fit([_opening(facts, words), *first], 1000)
-    )
-    return ModuleDraft(module=module, headline=facts.short_title, blocks=(block,))
+def _write_header(task: _Task) -> ModuleDraft:
+    first = [point.sentence for point in task.facts.points[:2]]
+    block = BlockDraft(headline=task.facts.brand or task.about, body=_fit([task.opening, *first], 1000))
+    return ModuleDraft(module=task.module, headline=task.facts.short_title, blocks=(block,))
 
 
-def _write_points(module: AplusModule, facts: AplusFacts, words: Words, part: int) -> ModuleDraft:
+def _write_points(task: _Task) -> ModuleDraft:
     """Modules that show points side by side, as many as they have places for."""
-    least, most = SHAPES[module].blocks
-    points = facts.points[part * most :][:most]
-    points = points if len(points) >= least else facts.points[:most]
+    least, most = task.shape.blocks
+    points = task.facts.points[task.part * most :][:most]
+    points = points if len(points) >= least else task.facts.points[:most]
     return ModuleDraft(
-        module=module,
-        headline=capitalise(words.features) if SHAPES[module].headline else "",
-        blocks=tuple(_block(point, module, words) for point in points),
+        module=task.module,
+        headline=capitalise(task.words.features) if task.shape.headline else "",
+        blocks=tuple(_block(point, task) for point in points),
     )
 
 
-def _write_side(module: AplusModule, facts: AplusFacts, words: Words, part: int) -> ModuleDraft:
-    point = facts.points[part % len(facts.points)] if facts.points else None
-    body = _fit([point.text if point and point.headline else "", _opening(facts, words)], 1000)
-    if point and not point.headline:
-        body = _fit([point.text], 1000)
-    headline = point.headline if point and point.headline else capitalise(words.about)
-    return ModuleDraft(module=module, blocks=(BlockDraft(headline=headline, body=body.strip()),))
+def _write_side(task: _Task) -> ModuleDraft:
+    points = task.facts.points
+    point = points[task.part % len(points)] if points else Point()
+    told = [point.text] if point.text and not point.headline else [point.text, task.opening]
+    block = BlockDraft(headline=point.headline or task.about, body=_fit(told, task.shape.body))
+    return ModuleDraft(module=task.module, blocks=(block,))
 
 
-def _write_overlay(module: AplusModule, facts: AplusFacts, words: Words, part: int) -> ModuleDraft:
+def _write_overlay(task: _Task) -> ModuleDraft:
     # The last points are the least told so far: the modules before this one begin with the first.
-    body = _fit([point.sentence for point in reversed(facts.points)][:2], SHAPES[module].body)
-    return ModuleDraft(module=module, blocks=(BlockDraft(headline=facts.short_title, body=body),))
+    body = _fit([point.sentence for point in reversed(task.facts.points)][:2], task.shape.body)
+    return ModuleDraft(module=task.module, blocks=(BlockDraft(headline=task.facts.short_title, body=body),))
 
 
-def _write_sidebar(module: AplusModule, facts: AplusFacts, words: Words, part: int) -> ModuleDraft:
-    shape = SHAPES[module]
-    body = _fit([_opening(facts, words), *(point.sentence for point in facts.points[:2])], shape.body)
-    blocks = (
-        BlockDraft(headline=capitalise(words.about), body=body),
-        _block(facts.points[-1], module, words),
-    )
-    bullets = _bullets(facts, shape.bullet, 8)
-    return ModuleDraft(module=module, headline=facts.short_title, blocks=blocks, bullets=bullets)
-
-
-def _write_highlights(module: AplusModule, facts: AplusFacts, words: Words, part: int) -> ModuleDraft:
-    shape = SHAPES[module]
-    long = [point for point in facts.points if point.text][:3]
-    blocks = tuple(_block(point, module, words) for point in long)
-    if not blocks:
-        blocks = (BlockDraft(headline=capitalise(words.about), body=_fit([_opening(facts, words)], 1000)),)
-    bullets = _bullets(facts, shape.bullet, 8) or (facts.short_title,)
-    return ModuleDraft(module=module, headline=facts.short_title, blocks=blocks, bullets=bullets)
-
-
-def _write_specs_detail(module: AplusModule, facts: AplusFacts, words: Words, part: int) -> ModuleDraft:
-    blocks = [BlockDraft(headline=capitalise(words.about), body=_fit([_opening(facts, words)], 1000))]
-    blocks += [_block(point, module, words) for point in facts.points[:1]]
-    return ModuleDraft(module=module, headline=facts.short_title, blocks=tuple(blocks))
-
-
-def _write_text(module: AplusModule, facts: AplusFacts, words: Words, part: int) -> ModuleDraft:
-    """First what it is, then its features, one paragraph each."""
-    limit = SHAPES[module].body
-    opening = _opening(facts, words)
-    if part == 0 and SHAPES[module].headline:
-        category = f"{capitalise(words.category)}{words.colon}{facts.category}" if facts.category else ""
-        first = [point.sentence for point in facts.points[:1]]
-        headline, body = words.about, _fit([opening, end_sentence(category), *first], limit)
-    else:
-        paragraphs = [] if SHAPES[module].headline else [opening]
-        paragraphs += [point.sentence for point in facts.points]
-        headline, body = words.features, "\n".join(paragraphs) or opening
+def _write_sidebar(task: _Task) -> ModuleDraft:
+    first = [point.sentence for point in task.facts.points[:2]]
+    about = BlockDraft(headline=task.about, body=_fit([task.opening, *first], task.shape.body))
     return ModuleDraft(
-        module=module,
-        headline=capitalise(headline) if SHAPES[module].headline else "",
+        module=task.module,
+        headline=task.facts.short_title,
+        blocks=(about, _block(task.facts.points[-1], task)),
+        bullets=_bullets(task),
+    )
+
+
+def _write_highlights(task: _Task) -> ModuleDraft:
+    about = BlockDraft(headline=task.about, body=_fit([task.opening], task.shape.body))
+    blocks = tuple(_block(point, task) for point in task.facts.points if point.text)[:3]
+    return ModuleDraft(
+        module=task.module,
+        headline=task.facts.short_title,
+        blocks=blocks or (about,),
+        bullets=_bullets(task) or (task.facts.short_title,),
+    )
+
+
+def _write_specs_detail(task: _Task) -> ModuleDraft:
+    about = BlockDraft(headline=task.about, body=_fit([task.opening], task.shape.body))
+    first = tuple(_block(point, task) for point in task.facts.points[:1])
+    return ModuleDraft(module=task.module, headline=task.facts.short_title, blocks=(about, *first))
+
+
+def _write_text(task: _Task) -> ModuleDraft:
+    """First what it is, then its features, one paragraph each."""
+    words, points = task.words, task.facts.points
+    has_headline = task.shape.headline > 0
+    if task.part == 0 and has_headline:
+        kind = task.facts.category
+        category = end_sentence(f"{capitalise(words.category)}{words.colon}{kind}") if kind else ""
+        first = [point.sentence for point in points[:1]]
+        headline, body = words.about, _fit([task.opening, category, *first], task.shape.body)
+    else:
+        paragraphs = [] if has_headline else [task.opening]
+        paragraphs += [point.sentence for point in points]
+        headline, body = words.features, "\n".join(paragraphs) or task.opening
+    return ModuleDraft(
+        module=task.module,
+        headline=capitalise(headline) if has_headline else "",
         blocks=(BlockDraft(body=body),),
     )
 
 
-def _write_nothing(module: AplusModule, facts: AplusFacts, words: Words, part: int) -> ModuleDraft:
+def _write_nothing(task: _Task) -> ModuleDraft:
     """A module without prose: code makes it from the facts."""
-    return ModuleDraft(module=module)
+    return ModuleDraft(module=task.module)
 
 
-_Writer = Callable[[AplusModule, AplusFacts, Words, int], ModuleDraft]
+_Writer = Callable[[_Task], ModuleDraft]
 _WRITERS: Mapping[AplusModule, _Writer] = {
     "STANDARD_FOUR_IMAGE_TEXT": _write_points,
     "STANDARD_FOUR_IMAGE_TEXT_QUADRANT": _write_points,

@@ -31,6 +31,7 @@ class World:
     files: dict[UUID, bytes] = field(default_factory=dict)
     checks: dict[UUID, list[Mapping[str, Any]]] = field(default_factory=dict)
     names: dict[UUID, str | None] = field(default_factory=dict)
+    documents: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def add_photo(self, data: bytes) -> PhotoRef:
         """A reference under which `load_photo` finds these bytes."""
@@ -118,6 +119,9 @@ class FakeContext:
         self.world.checks[asset.id] = list(checks)
         self.world.names[asset.id] = file_name
         return asset
+
+    async def save_document(self, locale: str, document: Mapping[str, Any]) -> None:
+        self.world.documents[locale] = document
 
     async def find_asset(self, role: str, slot: str | None) -> Asset | None:
         found = [asset for asset in self.world.assets if (asset.role, asset.slot) == (role, slot)]
