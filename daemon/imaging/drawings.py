@@ -147,6 +147,7 @@ class _Sheet:
         self.product = product
         self.numbered = numbered
         self.type_ = Typesetter()
+        self._tried: dict[tuple[str, float, bool], _Item | None] = {}
         self.margin = round(_MARGIN * side)
         self.indent = round((0.055 if numbered else 0.030) * side)
 
@@ -241,25 +242,27 @@ class _Sheet:
     def _set_all(
         self, items: Sequence[str], width: float, size: float, *, with_body: bool
     ) -> tuple[list[_Item], tuple[str, ...]]:
-        """All items at one size, at most four lines a part; those that cannot be set so are missed."""
-        chosen: list[_Item] = []
-        missed: list[str] = []
-        size_px, small_px = round(size * self.side), round(max(_MIN_TEXT, size * 0.80) * self.side)
-        for text in items:
+        """All items at one size; those that cannot be set so are missed."""
+        tried = [(text, self._set_item(text, width, size, with_body=with_body)) for text in items]
+        return [item for _, item in tried if item], tuple(text for text, item in tried if not item)
+
+    def _set_item(self, text: str, width: float, size: float, *, with_body: bool) -> _Item | None:
+        """One item at this size, at most four lines a part; None when it needs more."""
+        key = (text, size, with_body)
+        if key not in self._tried:
+            size_px, small_px = round(size * self.side), round(max(_MIN_TEXT, size * 0.80) * self.side)
             head, body = split_fact(text)
             main = self.type_.fit(
                 head or body, Weight.BOLD if head else Weight.MEDIUM, width_px=width, height_px=self.side,
                 max_px=size_px, min_px=size_px, max_lines=2 if head else 4, leading=1.22,
             )  # fmt: skip
-            if main is None:
-                missed.append(text)
-                continue
             more = None
             if head and with_body:
                 more = self.type_.fit(body, Weight.REGULAR, width_px=width, height_px=self.side,
                                       max_px=small_px, min_px=small_px, max_lines=4, leading=1.34)  # fmt: skip
-            chosen.append(_Item(main, more, f"{head}: {body}" if more else (head or body)))
-        return chosen, tuple(missed)
+            shown = f"{head}: {body}" if more else (head or body)
+            self._tried[key] = _Item(main, more, shown) if main else None
+        return self._tried[key]
 
     def _draw_item(
         self, pen: ImageDraw.ImageDraw, item: _Item, x: float, y: float, palette: Palette, number: int

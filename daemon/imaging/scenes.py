@@ -113,14 +113,16 @@ def turn_product(product: Image.Image, turn: float) -> Image.Image:
     target = np.array(
         [[0, left[0]], [new_width, right[0]], [new_width, right[1]], [0, left[1]]], dtype=np.float32
     )
-    pixels = np.asarray(product.convert("RGBa"), dtype=np.uint8)  # premultiplied: no fringe from outside
+    # Premultiplied, so that no colour comes in from outside; float, so that the overshoot of the filter at
+    # the edge is the same in colour and alpha and cancels out.
+    pixels = np.asarray(product, dtype=np.float32)
+    pixels = np.concatenate([pixels[..., :3] * pixels[..., 3:] / 255, pixels[..., 3:]], axis=2)
     warped = cv2.warpPerspective(
-        pixels, cv2.getPerspectiveTransform(source, target), (round(new_width), height),
-        flags=cv2.INTER_LANCZOS4,
-    )  # fmt: skip
+        pixels, cv2.getPerspectiveTransform(source, target), (round(new_width), height), flags=cv2.INTER_CUBIC
+    )
     alpha = warped[..., 3:]
-    straight = np.where(alpha > 0, warped[..., :3].astype(np.float32) * 255 / np.maximum(alpha, 1), 0)
-    merged = np.concatenate([np.clip(straight, 0, 255).astype(np.uint8), alpha], axis=2)
+    straight = np.where(alpha > 1, warped[..., :3] * 255 / np.maximum(alpha, 1), 0)
+    merged = np.rint(np.clip(np.concatenate([straight, alpha], axis=2), 0, 255)).astype(np.uint8)
     return Image.fromarray(merged)
 
 

@@ -122,6 +122,10 @@ class Typesetter:
         size_px = max_px
         while size_px >= min_px:
             line_px = round(size_px * leading)
+            most = min(max_lines, int(height_px // line_px))
+            if self.width(text, weight, size_px) > most * width_px:  # no need to try: it is longer than the box
+                size_px -= max(1, size_px // 24)
+                continue
             lines = self.wrap(text, weight, size_px, width_px)
             if lines and len(lines) <= max_lines and line_px * len(lines) <= height_px:
                 widest = max(self.width(line, weight, size_px) for line in lines)

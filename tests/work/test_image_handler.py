@@ -1,0 +1,236 @@
+"""Kind `image`, with the offline providers on a drawn photo: what is made, what is refused."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+
+from daemon.errors import Fate, ProviderError, Reject, Retry
+from daemon.handlers import HANDLERS
+from daemon.handlers.context import Providers
+from daemon.imaging import codec, provenance
+from daemon.payloads import ImageInput, PingInput, Product
+from daemon.providers.offline_cutout import OfflineCutout
+from daemon.providers.offline_paint import OfflinePaint
+from daemon.providers.offline_text import OfflineText
+from daemon.providers.protocols import CutoutAnswer, PaintAnswer, PaintRequest, PartialImage, Usage
+from tests.work.fake_context import FakeContext, World
+from tests.work.products import FACTS, as_png, draw_product, photo
+
+OFFLINE = Providers(OfflineCutout(), OfflinePaint(), OfflineText())
+
+
+class PaintServer(OfflinePaint):
+    """Stands for a model behind the provider border: says `generated`, sends previews, may answer rubbish."""
+
+    def __init__(self, image: bytes, previews: tuple[bytes, ...] = ()) -> None:
+        self.image = image
+        self.previews = previews
+        self.requests: list[PaintRequest] = []
+
+    @property
+    def name(self) -> str:
+        return "painter"
+
+    async def paint(
+        self, request: PaintRequest, *, timeout_s: float, on_partial: PartialImage | None = None
+    ) -> PaintAnswer:
+        self.requests.append(request)
+        for i, preview in enumerate(self.previews):
+            assert on_partial is not None
+            on_partial(preview, i)
+        return PaintAnswer(self.image, Usage(Decimal("0.05")), "model-1", generated=True)
+
+
+class CutoutServer(OfflineCutout):
+    """Stands for a service that answers with this PNG."""
+
+    def __init__(self, png: bytes) -> None:
+        self.png = png
+
+    async def cut_out(self, photo: bytes, *, timeout_s: float) -> CutoutAnswer:
+        return CutoutAnswer(self.png, Usage(), "cut-1")
+
+
+def _context(slot: str, world: World | None = None, providers: Providers = OFFLINE, **more: Any) -> FakeContext:
+    world = world or World()
+    fields = {"product": FACTS, "size_px": 1000, **more}
+    return FakeContext(
+        input=ImageInput.model_validate({"photo": world.add_photo(photo()), "slot": slot, **fields}),
+        providers=providers, world=world,
+    )  # fmt: skip
+
+
+def _painted(side: int = 640) -> bytes:
+    return codec.encode_jpeg(np.full((side, side, 3), 200, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("slot", "code", "made"),
+    [
+        ("main", "MAIN", "digitalCapture"),
+        ("angle", "PT01", "composite"),
+        ("lifestyle", "PT02", "composite"),
+        ("infographic", "PT03", "composite"),
+        ("detail", "PT04", "digitalCapture"),
+        ("dimensions", "PT05", "composite"),
+        ("in_the_box", "PT06", "composite"),
+    ],
+)
+async def test_each_slot_becomes_a_checked_jpeg_that_tells_its_origin(slot: str, code: str, made: str) -> None:
+    ctx = _context(slot)
+
+    result = await HANDLERS["image"](ctx)
+
+    saved = ctx.world.asset("image", slot)
+    data = ctx.world.files[saved.id]
+    told = provenance.read(data)
+    assert result["asset_id"] == str(saved.id)
+    assert (result["code"], result["generated"], result["provider"]) == (code, False, "offline")
+    assert (saved.content_type, saved.width_px, saved.height_px) == ("image/jpeg", 1000, 1000)
+    assert ctx.world.names[saved.id] == f"MUG-350.{code}.jpg"
+    assert result["checks"] == ctx.world.checks[saved.id]
+    assert {check["outcome"] for check in result["checks"]} <= {"pass", "warn"}
+    assert told is not None
+    assert told.made == made
+    assert ctx.reports[-1][:2] == (5, 5)
+
+
+async def test_main_image_passes_every_rule_of_its_own() -> None:
+    result = await HANDLERS["image"](_context("main"))
+
+    own = {c["rule"]: c["outcome"] for c in result["checks"]}
+    for rule in ("background_white", "product_fill", "own_pixels", "whole_product_in_frame"):
+        assert own[rule] == "pass"
+
+
+async def test_slots_of_one_photo_pay_for_one_cutout() -> None:
+    world = World()
+    ref = world.add_photo(photo())
+    for slot in ("main", "detail", "dimensions"):
+        wanted = ImageInput.model_validate({"photo": ref, "slot": slot, "product": FACTS, "size_px": 1000})
+        await HANDLERS["image"](FakeContext(input=wanted, providers=OFFLINE, world=world))
+
+    assert world.calls == ["cutout"]
+
+
+async def test_finished_image_is_not_made_again() -> None:
+    ctx = _context("main")
+    first = await HANDLERS["image"](ctx)
+    calls = list(ctx.world.calls)
+
+    again = await HANDLERS["image"](ctx)
+
+    assert again["asset_id"] == first["asset_id"]
+    assert len(ctx.world.assets) == 1
+    assert ctx.world.calls == calls
+
+
+async def test_picture_by_a_model_is_marked_as_generated() -> None:
+    painter = PaintServer(_painted())
+    ctx = _context("lifestyle", providers=Providers(OfflineCutout(), painter, OfflineText()))
+
+    result = await HANDLERS["image"](ctx)
+
+    told = provenance.read(ctx.world.files[ctx.world.asset("image", "lifestyle").id])
+    assert result["generated"] is True
+    assert result["provider"] == "painter"
+    assert told is not None
+    assert told.made is provenance.Made.PAINTED_AROUND
+    assert painter.requests[0].user_hash not in ("", "user-1")
+
+
+async def test_previews_are_saved_while_the_painter_works() -> None:
+    painter = PaintServer(_painted(), previews=(_painted(64), b"rubbish"))
+    ctx = _context("lifestyle", providers=Providers(OfflineCutout(), painter, OfflineText()), preview=True)
+
+    await HANDLERS["image"](ctx)
+
+    assert [asset.role for asset in ctx.world.assets] == ["partial", "image"]
+
+
+async def test_answer_that_is_no_picture_fails_without_a_checkpoint() -> None:
+    painter = PaintServer(b"<html>busy</html>")
+    ctx = _context("lifestyle", providers=Providers(OfflineCutout(), painter, OfflineText()))
+
+    with pytest.raises(ProviderError) as failed:
+        await HANDLERS["image"](ctx)
+
+    assert (failed.value.code, failed.value.fate) == ("answer_unusable", Fate.PERMANENT)
+    assert not ctx.world.assets
+    assert len(ctx.world.steps) == 1
+
+
+async def test_second_photo_becomes_the_angle_without_a_painter() -> None:
+    ctx = _context("angle")
+    second = ctx.world.add_photo(photo(200, 380))
+    assert isinstance(ctx.input, ImageInput)
+    ctx.input = ctx.input.model_copy(update={"photos": (second,)})
+
+    result = await HANDLERS["image"](ctx)
+
+    assert ctx.world.calls == ["cutout"]
+    assert result["derived"] == "the seller's second photo"
+
+
+async def test_forbidden_callout_is_left_out_and_reported() -> None:
+    product = FACTS.model_copy(update={"bullets": (*FACTS.bullets, "Only $9.99 today")})
+
+    result = await HANDLERS["image"](_context("infographic", product=product))
+
+    told = [check for check in result["checks"] if check.get("pointer") == "/product/bullets/3"]
+    assert [(check["rule"], check["outcome"]) for check in told] == [("policy.price", "warn")]
+
+
+@pytest.mark.parametrize(
+    ("slot", "facts", "code"),
+    [
+        ("infographic", {}, "facts_missing"),
+        ("dimensions", {}, "facts_missing"),
+        ("in_the_box", {}, "facts_missing"),
+        ("infographic", {"bullets": ("Only $9.99", "Free shipping")}, "facts_refused"),
+        ("infographic", {"bullets": ("お茶に",)}, "text_not_drawable"),
+    ],
+)
+async def test_unusable_facts_are_refused_before_any_work(slot: str, facts: dict[str, Any], code: str) -> None:
+    ctx = _context(slot, product=Product(title="Mug", **facts))
+
+    with pytest.raises(Reject) as refused:
+        await HANDLERS["image"](ctx)
+
+    assert refused.value.code == code
+    assert ctx.world.calls == []
+
+
+async def test_mask_that_is_no_product_is_refused() -> None:
+    whole = as_png(draw_product().convert("RGB"))
+    ctx = _context("main", providers=Providers(CutoutServer(whole), OfflinePaint(), OfflineText()))
+
+    with pytest.raises(Reject) as refused:
+        await HANDLERS["image"](ctx)
+
+    assert refused.value.code == "cutout_unreliable"
+    assert not ctx.world.assets
+
+
+async def test_png_is_made_when_asked() -> None:
+    ctx = _context("main", format="png")
+
+    await HANDLERS["image"](ctx)
+
+    saved = ctx.world.asset("image", "main")
+    assert saved.content_type == "image/png"
+    assert ctx.world.names[saved.id] == "MUG-350.MAIN.png"
+
+
+async def test_ping_fails_as_often_as_asked() -> None:
+    ctx = FakeContext(input=PingInput(echo={"a": 1}, fail_times=1), providers=OFFLINE, kind="ping")
+
+    with pytest.raises(Retry):
+        await HANDLERS["ping"](ctx)
+    ctx.attempt = 2
+
+    assert await HANDLERS["ping"](ctx) == {"echo": {"a": 1}, "attempt": 2}

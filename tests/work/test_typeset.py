@@ -1,0 +1,141 @@
+"""Typography and the drawings that carry words and measures."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from PIL import Image
+
+from daemon.errors import Reject
+from daemon.imaging import dimensions, drawings, typeset
+from daemon.imaging.dimensions import Measures, assign, label
+from daemon.imaging.typeset import Typesetter, Weight
+from tests.work.products import draw_product
+
+SIDE = 800
+
+
+def _sheet(items: tuple[str, ...], *, title: str = "Stoneware mug", wide: bool = False) -> drawings.Drawing:
+    product = draw_product(500, 160) if wide else draw_product()
+    backdrop = Image.new("RGB", (SIDE, SIDE), (245, 245, 245))
+    return drawings.draw_sheet(product, backdrop, title=title, items=items, overline="Verdana")
+
+
+def _overlap(one: drawings.Box, other: drawings.Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def test_lines_stay_within_their_width() -> None:
+    type_ = Typesetter()
+
+    lines = type_.wrap("The quick brown fox jumps over the lazy dog", Weight.REGULAR, 30, 240)
+
+    assert lines is not None
+    assert len(lines) > 1
+    assert all(type_.width(line, Weight.REGULAR, 30) <= 240 for line in lines)
+    assert " ".join(lines) == "The quick brown fox jumps over the lazy dog"
+
+
+def test_word_wider_than_the_box_does_not_fit() -> None:
+    fitted = Typesetter().fit("Donaudampfschifffahrt", Weight.BOLD, width_px=60, height_px=90, max_px=30, min_px=20)
+
+    assert fitted is None
+
+
+@pytest.mark.parametrize("text", ["Größe für Öl, 20 \u00d7 30 cm", "Ελληνικά", "Чашка для чая", "½ l \u2013 №5 “x”", "Żółć ğ ș"])
+def test_latin_greek_and_cyrillic_can_be_drawn(text: str) -> None:
+    assert typeset.find_undrawable(text) == ""
+
+
+@pytest.mark.parametrize(("text", "missing"), [("Tea 茶", "茶"), ("Good ✅", "✅"), ("شاي", "شاي")])
+def test_characters_without_a_glyph_are_named(text: str, missing: str) -> None:
+    """Boxes on a listing image would be delivered otherwise."""
+    with pytest.raises(Reject) as refused:
+        typeset.require_drawable([("product.title", text)])
+
+    assert refused.value.code == "text_not_drawable"
+    assert refused.value.data == {"field": "product.title", "characters": missing}
+
+
+def test_invisible_format_characters_are_dropped() -> None:
+    assert typeset.tidy("a\u200bb \u202e c\n d") == "ab c d"
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("count", [1, 3, 6])
+def test_words_and_product_never_overlap(count: int, wide: bool) -> None:
+    items = tuple(f"Quality number {i}: a few more words about it" for i in range(count))
+
+    drawing = _sheet(items, wide=wide)
+
+    assert drawing.left_out == ()
+    assert len(drawing.drawn) == 2 + count
+    assert not any(_overlap(box, drawing.product_box) for box in drawing.text_boxes)
+    assert not _overlap(*drawing.text_boxes)
+    margin = round(0.05 * SIDE)
+    for left, top, right, bottom in (*drawing.text_boxes, drawing.product_box):
+        assert min(left, top) >= margin - 1
+        assert max(right, bottom) <= SIDE - margin + 1
+
+
+def test_type_stays_legible() -> None:
+    drawing = _sheet(tuple("Word " * 30 for _ in range(6)))
+
+    assert drawing.min_text_px >= 0.0165 * SIDE
+
+
+def test_what_finds_no_room_is_named_whole() -> None:
+    items = ("Short and good", "Long " * 80)
+
+    drawing = _sheet(items)
+
+    assert drawing.left_out == (items[1],)
+    assert "Short and good" in drawing.drawn
+    assert not any("…" in text for text in drawing.drawn)
+
+
+def test_items_past_the_sixth_are_named() -> None:
+    items = tuple(f"Fact {i}" for i in range(8))
+
+    assert _sheet(items).left_out == items[6:]
+
+
+def test_fact_is_split_at_its_first_short_head() -> None:
+    assert drawings.split_fact("Made to last: thick walls") == ("Made to last", "Thick walls")
+    assert drawings.split_fact("No head here") == ("", "No head here")
+    assert drawings.split_fact("Fits: iPhone 15") == ("Fits", "iPhone 15")
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "expected"),
+    [("24", "cm", "24 cm / 9.4 in"), ("9.50", "in", "9.5 in / 24.1 cm"), ("1.2", "m", "1.2 m / 3.9 ft"),
+     ("5", "mm", "5 mm / 0.2 in"), ("300", "cm", "300 cm / 118 in"), ("1E+2", "cm", "100 cm / 39.4 in")],
+)  # fmt: skip
+def test_measures_stand_in_both_systems(value: str, unit: str, expected: str) -> None:
+    assert label(Decimal(value), unit) == expected
+
+
+def test_the_measure_that_suits_the_silhouette_lies_along_the_foot() -> None:
+    measures = Measures(Decimal(30), Decimal(10), Decimal(20), "cm")
+
+    assert assign(measures, aspect=0.5) == (Decimal(10), Decimal(20), Decimal(30))
+    assert assign(measures, aspect=1.5) == (Decimal(30), Decimal(20), Decimal(10))
+
+
+@pytest.mark.parametrize(
+    ("length", "width", "height", "count"),
+    [(Decimal(12), Decimal(9), Decimal("10.25"), 3), (Decimal(12), None, None, 1), (None, None, Decimal(10), 1), (Decimal(12), Decimal(9), None, 2)],
+)
+def test_only_given_measures_are_drawn_and_none_touches_another(
+    length: Decimal | None, width: Decimal | None, height: Decimal | None, count: int
+) -> None:
+    backdrop = Image.new("RGB", (SIDE, SIDE), (245, 245, 245))
+
+    drawing = dimensions.draw_dimensions(draw_product(), backdrop, Measures(length, width, height, "cm"))
+
+    boxes = drawing.label_boxes
+    assert len(drawing.labels) == count
+    assert not any(_overlap(box, drawing.product_box) for box in boxes)
+    assert not any(_overlap(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+    assert all(box[0] >= 0.02 * SIDE and box[2] <= 0.98 * SIDE and box[3] <= 0.98 * SIDE for box in boxes)
