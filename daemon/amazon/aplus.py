@@ -165,9 +165,7 @@ def _check_images(document: Mapping[str, Any], images: Mapping[str, ImageFacts])
                     yield from _check_image(place, least, images)
 
 
-def _check_image(
-    place: _Place, least: tuple[int, int], images: Mapping[str, ImageFacts]
-) -> Iterator[Check]:
+def _check_image(place: _Place, least: tuple[int, int], images: Mapping[str, ImageFacts]) -> Iterator[Check]:
     crop = place.value["imageCropSpecification"]
     size = (crop["size"]["width"]["value"], crop["size"]["height"]["value"])
     offset = crop.get("offset") or {"x": {"value": 0}, "y": {"value": 0}}

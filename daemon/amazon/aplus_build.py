@@ -174,9 +174,7 @@ def _body(source: _Source) -> amazon.ParagraphComponent:
 
 def comparison_rows(facts: AplusFacts) -> tuple[SpecRow, ...]:
     """The rows that fit a comparison table: short labels and values, the title left to its column."""
-    fitting = (
-        row for row in facts.rows[1:] if len(row.label) <= MAX_METRIC_LABEL and len(row.value) <= 250
-    )
+    fitting = (row for row in facts.rows[1:] if len(row.label) <= MAX_METRIC_LABEL and len(row.value) <= 250)
     return tuple(fitting)[:10]
 
 

@@ -6,8 +6,6 @@ JSON names are Amazon's camelCase, unknown keys are refused, and `dump` leaves o
 Source: Selling Partner API, A+ Content API v2020-11-01 (amzn/selling-partner-api-models), read 2026-11-23.
 """
 
-
-
 from __future__ import annotations
 
 from collections.abc import Iterable

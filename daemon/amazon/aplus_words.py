@@ -4,8 +4,6 @@ Everything else in a document is the seller's own words or a provider's. The sen
 as for many, for he, she and it: they are colon sentences, because a title's gender and number are unknown.
 """
 
-
-
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -42,9 +42,7 @@ class OfflineText:
         """Always 0 USD."""
         return Decimal(0)
 
-    async def generate_json(
-        self, request: JsonRequest, *, timeout_s: float
-    ) -> JsonAnswer:
+    async def generate_json(self, request: JsonRequest, *, timeout_s: float) -> JsonAnswer:
         """An AplusDraft as JSON. Errors: ProviderError (permanent) without facts or in a foreign language."""
         try:
             brief = AplusBrief.model_validate(request.facts)

@@ -167,7 +167,9 @@ def test_a_wanted_module_is_valid_or_its_missing_facts_are_named(
 
 def test_longest_allowed_texts_fit_the_editor() -> None:
     """SHAPES (what a writer may write) and LIMITS (what the editor takes) are two tables: they must agree."""
-    facts = AplusFacts(title="Chair", short_title="Chair", brand="N", rows=(SpecRow(label="A", value="b"),) * 4)
+    facts = AplusFacts(
+        title="Chair", short_title="Chair", brand="N", rows=(SpecRow(label="A", value="b"),) * 4
+    )
 
     for module, shape in SHAPES.items():
         block = {"headline": "h" * shape.block_headline, "body": "b" * shape.body}
@@ -288,7 +290,11 @@ async def test_offline_writer_serves_the_text_protocol_from_facts_alone() -> Non
     [
         ({}, "facts_missing"),
         (
-            {"facts": {"title": "椅子", "short_title": "椅子"}, "modules": ["STANDARD_TEXT"], "locale": "ja-JP"},
+            {
+                "facts": {"title": "椅子", "short_title": "椅子"},
+                "modules": ["STANDARD_TEXT"],
+                "locale": "ja-JP",
+            },
             "locale_unsupported",
         ),
     ],

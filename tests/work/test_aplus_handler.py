@@ -18,11 +18,15 @@ from PIL import Image
 
 from daemon.amazon.aplus_draft import AplusBrief, clean
 from daemon.amazon.aplus_limits import AplusModule
+from daemon.amazon.aplus_words import WORDS
 from daemon.errors import Fate, ProviderError, Reject
 from daemon.handlers.aplus import handle
+from daemon.handlers.aplus_facts import collect_facts
 from daemon.handlers.context import Providers
 from daemon.imaging import provenance
 from daemon.payloads import AplusInput, Dimensions, PhotoRef, Product
+from daemon.providers.gemini import GeminiText
+from daemon.providers.gemini_wire import TokenPrices
 from daemon.providers.offline_cutout import OfflineCutout
 from daemon.providers.offline_paint import OfflinePaint
 from daemon.providers.offline_text import OfflineText, write_draft
@@ -35,6 +39,7 @@ from daemon.providers.protocols import (
     TextProvider,
     Usage,
 )
+from tests.protocol_servers import GeminiServer
 from tests.work.fake_context import FakeContext, World
 
 REPOSITORY = Path(__file__).parents[2]
@@ -472,3 +477,25 @@ async def test_rules_are_deaf_to_instructions_in_product_data(words: str) -> Non
         module["contentModuleType"] for module in listed
     ]
     assert not [check for check in result["checks"] if check["outcome"] == "fail"]
+
+
+async def test_gemini_writes_on_the_wire_and_repairs_what_was_refused() -> None:
+    """The draft's schema passes Gemini's reduced JSON Schema, and both rounds are real requests."""
+    brief_modules: tuple[AplusModule, ...] = ("STANDARD_TEXT",)
+    facts = collect_facts(BOTTLE, WORDS["en"]).facts
+    sound = json.loads(write_draft(AplusBrief(facts=facts, modules=brief_modules)).model_dump_json())
+    priced = json.loads(json.dumps(sound))
+    priced["modules"][0]["blocks"][0]["body"] += " Only $5."
+    async with GeminiServer() as server:
+        server.replies.extend([json.dumps(priced), json.dumps(sound)])
+        writer = GeminiText(
+            api_key=server.api_key, base_url=server.url, model="gemini-3.8-flash", prices=TokenPrices()
+        )
+        try:
+            result = await handle(attempt(AplusInput(product=BOTTLE, modules=brief_modules), text=writer))
+        finally:
+            await writer.close()
+
+    assert "gemini" in result["provider"]
+    assert 2 == len(server.bodies)
+    assert "name a price" in json.dumps(server.bodies[1]["contents"])
