@@ -10,7 +10,6 @@ import pytest
 
 from daemon.db import Database, open_pool
 from daemon.errors import Fate, Lost, ProviderError, Reject
-from daemon.handlers.context import StepValue
 from daemon.jobs import Cost, new_id
 from daemon.ledger import encode_json
 from daemon.settings import Settings
@@ -53,7 +52,6 @@ async def test_a_step_gives_what_the_call_gave(daemon: Daemon) -> None:
 
     value = await daemon.pay(job, Provider(document={"confidence": 0.5}))
 
-    assert StepValue == type(value)
     assert (b"a picture", {"confidence": 0.5}, False) == (value.data, value.document, value.reused)
     assert {job.id: Cost(PRICE, PRICE, 0)} == await daemon.ledger.cost_of_jobs([job.id])
     assert (0, PRICE) == await read_spend(daemon)
