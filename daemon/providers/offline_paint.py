@@ -31,7 +31,7 @@ class OfflinePaint:
     def fingerprint(self) -> str:
         return _MODEL
 
-    def estimate_usd(self, request: PaintRequest) -> Decimal:  # noqa: ARG002 - the protocol's signature
+    def estimate_usd(self, request: PaintRequest) -> Decimal:
         return Decimal(0)
 
     async def paint(
@@ -39,7 +39,7 @@ class OfflinePaint:
         request: PaintRequest,
         *,
         timeout_s: float,
-        on_partial: PartialImage | None = None,  # noqa: ARG002 - it is done before a preview could be seen
+        on_partial: PartialImage | None = None,
     ) -> PaintAnswer:
         """Slots angle, lifestyle, infographic (the empty backdrop), and every A+ role at any ratio.
 

@@ -64,6 +64,12 @@ def _context(slot: str, world: World | None = None, providers: Providers = OFFLI
     )  # fmt: skip
 
 
+async def _make(ctx: FakeContext) -> dict[str, Any]:
+    result = await HANDLERS["image"](ctx)
+    assert isinstance(result, dict)
+    return result
+
+
 def _painted(side: int = 640) -> bytes:
     return codec.encode_jpeg(np.full((side, side, 3), 200, np.uint8))
 
@@ -83,7 +89,7 @@ def _painted(side: int = 640) -> bytes:
 async def test_each_slot_becomes_a_checked_jpeg_that_tells_its_origin(slot: str, code: str, made: str) -> None:
     ctx = _context(slot)
 
-    result = await HANDLERS["image"](ctx)
+    result = await _make(ctx)
 
     saved = ctx.world.asset("image", slot)
     data = ctx.world.files[saved.id]
@@ -100,7 +106,7 @@ async def test_each_slot_becomes_a_checked_jpeg_that_tells_its_origin(slot: str,
 
 
 async def test_main_image_passes_every_rule_of_its_own() -> None:
-    result = await HANDLERS["image"](_context("main"))
+    result = await _make(_context("main"))
 
     own = {c["rule"]: c["outcome"] for c in result["checks"]}
     for rule in ("background_white", "product_fill", "own_pixels", "whole_product_in_frame"):
@@ -112,17 +118,17 @@ async def test_slots_of_one_photo_pay_for_one_cutout() -> None:
     ref = world.add_photo(photo())
     for slot in ("main", "detail", "dimensions"):
         wanted = ImageInput.model_validate({"photo": ref, "slot": slot, "product": FACTS, "size_px": 1000})
-        await HANDLERS["image"](FakeContext(input=wanted, providers=OFFLINE, world=world))
+        await _make(FakeContext(input=wanted, providers=OFFLINE, world=world))
 
     assert world.calls == ["cutout"]
 
 
 async def test_finished_image_is_not_made_again() -> None:
     ctx = _context("main")
-    first = await HANDLERS["image"](ctx)
+    first = await _make(ctx)
     calls = list(ctx.world.calls)
 
-    again = await HANDLERS["image"](ctx)
+    again = await _make(ctx)
 
     assert again["asset_id"] == first["asset_id"]
     assert len(ctx.world.assets) == 1
@@ -133,7 +139,7 @@ async def test_picture_by_a_model_is_marked_as_generated() -> None:
     painter = PaintServer(_painted())
     ctx = _context("lifestyle", providers=Providers(OfflineCutout(), painter, OfflineText()))
 
-    result = await HANDLERS["image"](ctx)
+    result = await _make(ctx)
 
     told = provenance.read(ctx.world.files[ctx.world.asset("image", "lifestyle").id])
     assert result["generated"] is True
@@ -147,7 +153,7 @@ async def test_previews_are_saved_while_the_painter_works() -> None:
     painter = PaintServer(_painted(), previews=(_painted(64), b"rubbish"))
     ctx = _context("lifestyle", providers=Providers(OfflineCutout(), painter, OfflineText()), preview=True)
 
-    await HANDLERS["image"](ctx)
+    await _make(ctx)
 
     assert [asset.role for asset in ctx.world.assets] == ["partial", "image"]
 
@@ -157,7 +163,7 @@ async def test_answer_that_is_no_picture_fails_without_a_checkpoint() -> None:
     ctx = _context("lifestyle", providers=Providers(OfflineCutout(), painter, OfflineText()))
 
     with pytest.raises(ProviderError) as failed:
-        await HANDLERS["image"](ctx)
+        await _make(ctx)
 
     assert (failed.value.code, failed.value.fate) == ("answer_unusable", Fate.PERMANENT)
     assert not ctx.world.assets
@@ -170,7 +176,7 @@ async def test_second_photo_becomes_the_angle_without_a_painter() -> None:
     assert isinstance(ctx.input, ImageInput)
     ctx.input = ctx.input.model_copy(update={"photos": (second,)})
 
-    result = await HANDLERS["image"](ctx)
+    result = await _make(ctx)
 
     assert ctx.world.calls == ["cutout"]
     assert result["derived"] == "the seller's second photo"
@@ -179,7 +185,7 @@ async def test_second_photo_becomes_the_angle_without_a_painter() -> None:
 async def test_forbidden_callout_is_left_out_and_reported() -> None:
     product = FACTS.model_copy(update={"bullets": (*FACTS.bullets, "Only $9.99 today")})
 
-    result = await HANDLERS["image"](_context("infographic", product=product))
+    result = await _make(_context("infographic", product=product))
 
     told = [check for check in result["checks"] if check.get("pointer") == "/product/bullets/3"]
     assert [(check["rule"], check["outcome"]) for check in told] == [("policy.price", "warn")]
@@ -199,7 +205,7 @@ async def test_unusable_facts_are_refused_before_any_work(slot: str, facts: dict
     ctx = _context(slot, product=Product(title="Mug", **facts))
 
     with pytest.raises(Reject) as refused:
-        await HANDLERS["image"](ctx)
+        await _make(ctx)
 
     assert refused.value.code == code
     assert ctx.world.calls == []
@@ -210,7 +216,7 @@ async def test_mask_that_is_no_product_is_refused() -> None:
     ctx = _context("main", providers=Providers(CutoutServer(whole), OfflinePaint(), OfflineText()))
 
     with pytest.raises(Reject) as refused:
-        await HANDLERS["image"](ctx)
+        await _make(ctx)
 
     assert refused.value.code == "cutout_unreliable"
     assert not ctx.world.assets
@@ -219,7 +225,7 @@ async def test_mask_that_is_no_product_is_refused() -> None:
 async def test_png_is_made_when_asked() -> None:
     ctx = _context("main", format="png")
 
-    await HANDLERS["image"](ctx)
+    await _make(ctx)
 
     saved = ctx.world.asset("image", "main")
     assert saved.content_type == "image/png"

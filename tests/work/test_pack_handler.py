@@ -25,6 +25,12 @@ def _context(**more: Any) -> FakeContext:
     return FakeContext(input=wanted, providers=providers, world=world, kind="pack")
 
 
+async def _fan_out(ctx: FakeContext) -> FannedOut:
+    outcome = await HANDLERS["pack"](ctx)
+    assert isinstance(outcome, FannedOut)
+    return outcome
+
+
 def _ended(slot: str, state: State = State.COMPLETED, code: str | None = None) -> ChildJob:
     result = {"asset_id": str(new_id())} if state is State.COMPLETED else None
     return ChildJob(new_id(), slot, state, result, {"code": code} if code else None)
@@ -33,9 +39,8 @@ def _ended(slot: str, state: State = State.COMPLETED, code: str | None = None) -
 async def test_first_run_cuts_out_once_and_spawns_a_child_a_slot() -> None:
     ctx = _context()
 
-    outcome = await HANDLERS["pack"](ctx)
+    outcome = await _fan_out(ctx)
 
-    assert isinstance(outcome, FannedOut)
     assert [child.slot for child in outcome.children] == list(PACK_SLOTS)
     assert {child.kind for child in outcome.children} == {"image"}
     assert ctx.world.calls == ["cutout"]
@@ -43,7 +48,7 @@ async def test_first_run_cuts_out_once_and_spawns_a_child_a_slot() -> None:
 
 async def test_childrens_inputs_are_valid_and_share_the_cutout() -> None:
     ctx = _context(style={"palette": ["#336699"]}, photos=[])
-    outcome = await HANDLERS["pack"](ctx)
+    outcome = await _fan_out(ctx)
 
     for child in outcome.children[:1]:
         wanted = ImageInput.model_validate(child.input)
@@ -77,7 +82,7 @@ async def test_words_that_cannot_be_lettered_stop_the_pack_before_anything_is_pa
 async def test_pack_without_dimensions_shows_the_box() -> None:
     ctx = _context(product=FACTS.model_copy(update={"dimensions": None}))
 
-    outcome = await HANDLERS["pack"](ctx)
+    outcome = await _fan_out(ctx)
 
     assert outcome.children[-1].slot == "in_the_box"
 
@@ -87,6 +92,7 @@ async def test_second_run_lists_the_pictures_in_order() -> None:
     ctx.children = [_ended(slot) for slot in reversed(PACK_SLOTS)]
 
     result = await HANDLERS["pack"](ctx)
+    assert isinstance(result, dict)
 
     assert [item["slot"] for item in result["items"]] == list(PACK_SLOTS)
     assert [item["code"] for item in result["items"]] == ["MAIN", "PT01", "PT02", "PT03", "PT04", "PT05"]
