@@ -7,14 +7,13 @@
 -- not_before_s: the provider's own delay; capped at an hour, so that a wrong one cannot close the lane for days.
 -- paused_s: when this call closed the lane, for how long; else null.
 create or replace function listingd.end_turn(
-    lane text, by_worker bigint, holds int, taken timestamptz, ended text, was_probe boolean, cost float8,
+    of_lane text, by_worker bigint, holds int, taken timestamptz, ended text, was_probe boolean, cost float8,
     not_before_s float8, with_code text, with_why text
 )
 returns table (paused_s float8, opened_s float8, allowed real)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_variable
 declare
     l listingd.lanes;
     t timestamptz;
@@ -22,7 +21,7 @@ declare
     pause_s float8;
     open_s float8;
 begin
-    select n.* into l from listingd.lanes as n where n.name = lane for update;
+    select n.* into l from listingd.lanes as n where n.name = of_lane for update;
     if not found then
         return;
     end if;
@@ -68,8 +67,8 @@ begin
         pause_code = l.pause_code, pause_why = l.pause_why,
         probe_worker = case when was_probe then null else l.probe_worker end,
         probe_until = case when was_probe then null else l.probe_until end
-    where n.name = lane;
-    update listingd.lane_turns as i set in_flight = holds where i.lane = end_turn.lane and i.worker = by_worker;
+    where n.name = of_lane;
+    update listingd.lane_turns as i set in_flight = holds where i.lane = of_lane and i.worker = by_worker;
     return query select pause_s, open_s, greatest(1, floor(l.allowed))::real;
 end
 $$;

@@ -5,7 +5,7 @@
 -- exhausted account then costs a few refused calls, not one for each slot.
 -- holds: calls this process has in flight. wait_s null: until one of the calls in flight ends.
 create or replace function listingd.take_turn(
-    lane text, by_provider text, by_worker bigint, holds int, most_in_flight int, per_minute float8, burst float8,
+    of_lane text, by_provider text, by_worker bigint, holds int, most_in_flight int, per_minute float8, burst float8,
     cost float8
 )
 returns table (
@@ -14,7 +14,6 @@ returns table (
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_variable
 declare
     l listingd.lanes;
     t timestamptz;
@@ -28,9 +27,9 @@ declare
     closed_why text;
 begin
     insert into listingd.lanes as n (name, provider, max_in_flight, allowed, tokens)
-    values (lane, by_provider, most_in_flight, most_in_flight, burst)
+    values (of_lane, by_provider, most_in_flight, most_in_flight, burst)
     on conflict (name) do nothing;
-    select n.* into l from listingd.lanes as n where n.name = lane for update;
+    select n.* into l from listingd.lanes as n where n.name = of_lane for update;
     t := clock_timestamp();
     room := greatest(1, floor(least(l.allowed, most_in_flight)));
 
@@ -59,7 +58,7 @@ begin
     select coalesce(sum(i.in_flight), 0) into others
     from listingd.lane_turns as i
     join listingd.workers as w on w.id = i.worker
-    where i.lane = take_turn.lane and i.worker <> by_worker and w.stopped_at is null and w.lease_until > t;
+    where i.lane = of_lane and i.worker <> by_worker and w.stopped_at is null and w.lease_until > t;
     if others + holds >= room then
         return query select false, null::float8, 'lane_full', 'Enough calls are in flight.', false, room, t;
         return;
@@ -87,9 +86,9 @@ begin
         started_at = t,
         probe_worker = case when probing then by_worker end,
         probe_until = case when probing then t + interval '10 minutes' end
-    where n.name = lane;
+    where n.name = of_lane;
     insert into listingd.lane_turns as i (lane, worker, in_flight)
-    values (lane, by_worker, holds + 1)
+    values (of_lane, by_worker, holds + 1)
     on conflict (lane, worker) do update set in_flight = excluded.in_flight;
     return query select true, 0::float8, null::text, null::text, probing, room, t;
 end

@@ -1,6 +1,6 @@
 """A process of its own that pays: `python -m tests.pg.payer DSN STATE_DIR LIMIT_USD JOB_ID...`.
 
-Claims the jobs, runs one step of 1 USD for each at the same time, prints how many calls it made as JSON.
+Claims the jobs, runs one step of 1 USD for each at the same time, writes how many calls it made as JSON.
 It begins when its standard input is closed, so that several begin together.
 """
 
@@ -28,7 +28,8 @@ async def main(dsn: str, state_dir: str, limit_usd: str, job_ids: list[str]) -> 
             db, await open_storage(settings), instance=f"payer-{job_ids[0]}", budgets=budgets
         )
         jobs = [await claim_again(daemon, UUID(job_id)) for job_id in job_ids]
-        print("ready", flush=True)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
         await asyncio.to_thread(sys.stdin.read)
         provider = Provider(cost_usd=Decimal(1), data=None)
         ends = await asyncio.gather(
@@ -36,7 +37,7 @@ async def main(dsn: str, state_dir: str, limit_usd: str, job_ids: list[str]) -> 
             return_exceptions=True,
         )
         others = [repr(end) for end in ends if isinstance(end, BaseException) and not isinstance(end, Retry)]
-        print(json.dumps({"calls": provider.calls, "errors": others}))
+        sys.stdout.write(json.dumps({"calls": provider.calls, "errors": others}) + "\n")
 
 
 if __name__ == "__main__":
