@@ -137,7 +137,8 @@ def _draw(wanted: ImageInput, cutout: Cutout, painted: Painted | None, words: Wo
         return Drawn(surroundings, made, derived=painted.derived)
     if wanted.slot == "main":
         picture = place_on_white(product, size_px)
-        return Drawn(picture, provenance.Made.CAPTURED, (_check_enlargement(product, size_px),))
+        told = (_check_enlargement(product, size_px), _check_cropping(product))
+        return Drawn(picture, provenance.Made.CAPTURED, told)
     if wanted.slot == "detail":
         close_up = crop_detail(product, size_px, wishes)
         return Drawn(close_up.picture, provenance.Made.CAPTURED, (
@@ -188,6 +189,13 @@ def _check_enlargement(product: Image.Image, size_px: int) -> Check:
     soft = factor > _MAX_ENLARGEMENT
     detail = "The photo is small: the product looks soft in the zoom." if soft else "The photo is large enough."
     return Check("enlargement", "warn" if soft else "pass", round(factor, 2), _MAX_ENLARGEMENT, detail)
+
+
+def _check_cropping(product: Image.Image) -> Check:
+    """Warn when the product runs out of the photo: Amazon wants the whole product in the main image."""
+    touches = judge_mask(np.asarray(product)).edge_contact
+    said = "The product touches the photo's edge and may be cropped." if touches else "The photo shows it whole."
+    return Check("whole_product_in_photo", "warn" if touches else "pass", round(touches, 4), 0, said)
 
 
 def _encode(wanted: ImageInput, drawn: Drawn, *, provider: str, model: str, generated: bool) -> Encoded:

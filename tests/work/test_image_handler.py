@@ -222,6 +222,16 @@ async def test_mask_that_is_no_product_is_refused() -> None:
     assert not ctx.world.assets
 
 
+async def test_product_that_runs_out_of_the_photo_is_reported() -> None:
+    cropped = draw_product().crop((0, 0, 420, 300))
+    ctx = _context("main", providers=Providers(CutoutServer(as_png(cropped)), OfflinePaint(), OfflineText()))
+
+    result = await _make(ctx)
+
+    outcomes = {check["rule"]: check["outcome"] for check in result["checks"]}
+    assert outcomes["whole_product_in_photo"] == "warn"
+
+
 async def test_png_is_made_when_asked() -> None:
     ctx = _context("main", format="png")
 
