@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from decimal import Decimal
 
 import pytest
@@ -146,7 +147,7 @@ async def test_jobs_that_are_sent_away_come_back_one_after_another(db: Database,
 
     waits = [end.after_s for end in ends if isinstance(end, Retry)]
     assert 30 == len(waits)
-    gaps = [later - sooner for sooner, later in zip(waits, waits[1:], strict=False)]
+    gaps = [later - sooner for sooner, later in itertools.pairwise(waits)]
     assert all(0.5 < gap < 1.5 for gap in gaps)
 
 
