@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Field = NDArray[np.float32]
+Field = NDArray[Any]
 
 WIDTH, HEIGHT = 1800, 2400
 OVERSAMPLING = 2
@@ -43,7 +44,7 @@ class Shot:
 
 SHOTS = (
     Shot("sample_photo.jpg", (0, 215, 1150), (0, 136, 0), 3.45, math.radians(24), 11),
-    Shot("sample_photo_angle.jpg", (0, 470, 1060), (0, 132, 0), 3.35, math.radians(62), 12),
+    Shot("sample_photo_angle.jpg", (0, 470, 1060), (0, 132, 0), 3.35, math.radians(42), 12),
 )
 
 
@@ -67,9 +68,7 @@ def distances(p: Field, turn: float) -> Field:
     c, s = np.float32(math.cos(turn)), np.float32(math.sin(turn))
     x, z = c * p[:, 0] + s * p[:, 2], c * p[:, 2] - s * p[:, 0]
     y, r = p[:, 1], np.hypot(p[:, 0], p[:, 2])
-    body = _smooth_union(
-        _rounded(r, y, 36.5, 10, 202, 19), _rounded(r, y, 24.5, 180, 219, 1.5), 13
-    )
+    body = _smooth_union(_rounded(r, y, 36.5, 10, 202, 19), _rounded(r, y, 24.5, 180, 219, 1.5), 13)
     boot = _rounded(r, y, 37.6, 0.0, 32, 4.5)
     ring = _rounded(r, y, 26.6, 214.5, 221, 1.4)
     angle = np.arctan2(z, x)
@@ -111,7 +110,9 @@ def studio(d: Field) -> Field:
     grey = grey * (1 - 0.9 * panel(-106, 13, -25, 75, 3)) * (1 - 0.9 * panel(108, 14, -25, 75, 3))
     light = 6.0 * panel(-58, 17, -14, 56, 2.0) + 2.8 * panel(66, 6.5, -20, 60, 1.6)
     light = light + 2.6 * _edge((np.degrees(np.arcsin(up)) - 62) / 4)
-    return np.stack((grey * 1.0 + light * 1.0, grey * 1.0 + light * 0.99, grey * 1.02 + light * 0.965), axis=1)
+    return np.stack(
+        (grey * 1.0 + light * 1.0, grey * 1.0 + light * 0.99, grey * 1.02 + light * 0.965), axis=1
+    )
 
 
 def _look_up(table: Field, u: Field, v: Field) -> Field:

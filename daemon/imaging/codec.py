@@ -147,9 +147,7 @@ def encode_png(picture: Picture, *, xmp: bytes | None = None) -> bytes:
         info.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8"))
     out = io.BytesIO()
     # Level 4: 2000 x 2000 px in 0.47 s, level 6 takes 1.05 s for 4 % less (2 cores, 2026-11-23).
-    Image.fromarray(picture).save(
-        out, "PNG", compress_level=4, icc_profile=srgb_profile(), pnginfo=info
-    )
+    Image.fromarray(picture).save(out, "PNG", compress_level=4, icc_profile=srgb_profile(), pnginfo=info)
     return out.getvalue()
 
 
@@ -191,6 +189,7 @@ def flatten_on_white(picture: Picture) -> Picture:
 
 
 def has_alpha(picture: Picture) -> bool:
+    """True for RGBA."""
     return bool(picture.shape[2] == 4)
 
 
@@ -232,9 +231,7 @@ def _read_header(data: bytes) -> _Header:
                   "max_pixels": MAX_PIXELS, "max_side_px": MAX_SIDE_PX},
         )  # fmt: skip
     if header.animated:
-        raise UnsupportedMedia(
-            "The picture is animated.", code="image_animated", hint="Send a still photo."
-        )
+        raise UnsupportedMedia("The picture is animated.", code="image_animated", hint="Send a still photo.")
     if not header.complete:
         raise _truncated()
     return header
@@ -304,9 +301,7 @@ def _read_webp(data: bytes) -> _Header:
     return _Header("WEBP", width, height, animated, riff_size + 8 <= len(data), exif)
 
 
-def _chunks(
-    data: bytes, at: int, layout: str, *, pad: int, tail: int
-) -> Iterator[tuple[bytes, memoryview]]:
+def _chunks(data: bytes, at: int, layout: str, *, pad: int, tail: int) -> Iterator[tuple[bytes, memoryview]]:
     """(name, body) of each whole chunk from offset `at`; stops quietly where the bytes end."""
     view = memoryview(data)
     while at + 8 <= len(data):
@@ -390,7 +385,9 @@ def _unsupported(data: bytes) -> UnsupportedMedia:
         brand = data[8:12]
         named = "AVIF" if brand in (b"avif", b"avis") else "HEIC" if brand[:2] in (b"he", b"mi") else "video"
     if named:
-        return UnsupportedMedia(f"The file is {named}, which we do not take.", code="image_format", hint=_TAKEN)
+        return UnsupportedMedia(
+            f"The file is {named}, which we do not take.", code="image_format", hint=_TAKEN
+        )
     return UnsupportedMedia("The file is not an image.", code="image_unrecognised", hint=_TAKEN)
 
 

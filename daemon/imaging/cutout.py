@@ -28,7 +28,8 @@ Mask = NDArray[np.bool_]
 @dataclass(frozen=True, slots=True)
 class OfflineCutout:
     """rgba: h x w x 4 of the photo's full frame, alpha 0 = background; confidence: 0..1;
-    reasons: what lowers it, in words for the seller, the weightiest first."""
+    reasons: what lowers it, in words for the seller, the weightiest first.
+    """
 
     rgba: Picture
     confidence: float
@@ -121,7 +122,8 @@ def _signs(found: segment.Segments) -> Iterator[_Sign]:
         "Parts inside the product are as pale as the background and may be openings.",
     )
     yield _Sign(
-        _grade(found.weak, bad=0.08, good=0.03), "Part of the product's edge can hardly be told from the background."
+        _grade(found.weak, bad=0.08, good=0.03),
+        "Part of the product's edge can hardly be told from the background.",
     )
     yield _Sign(_grade(_raggedness(mask), bad=0.5, good=0.25), "The edge that was found is ragged.")
     yield _Sign(

@@ -19,7 +19,8 @@ _MIN_CONTRAST = 12.0  # 8-bit steps between product and background below which c
 @dataclass(frozen=True, slots=True)
 class _Edge:
     """A band along a mask's edge. share: of the product in each pixel, 0..1; product: its colour carried
-    over the band; behind: the background's; known: where a colour of the product is in sight."""
+    over the band; behind: the background's; known: where a colour of the product is in sight.
+    """
 
     band: Mask
     share: Plane

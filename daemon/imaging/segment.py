@@ -27,6 +27,7 @@ SHADOW_DEPTHS = (12.0, 22.0, 34.0, 48.0, 62.0)  # L below the lit ground
 SHADOW_SLOPES = (1.2, 3.2)  # L per px: steeper is an edge of something, not a penumbra
 MIN_EDGE_CONTRAST = 9.0  # Delta E across an outline that anybody would see
 SHARP_EDGE = 0.6  # at least this part of the contrast within 13 px lies within 5 px
+MIN_OPENING_PX = 60  # smaller than this an opening looks just like a highlight: left as it is
 MIN_PART = 0.02  # parts smaller than this share of the largest are specks
 
 
@@ -57,7 +58,8 @@ class Scene:
 class Segments:
     """flood, grabcut: the product by either method; shadow: what was taken off as shadow;
     ambiguous: enclosed areas that may be openings or white parts (share of the product's area);
-    weak: share of the flood's outline that is hardly there, or soft as a shadow's end."""
+    weak: share of the flood's outline that is hardly there, or soft as a shadow's end.
+    """
 
     scene: Scene
     flood: Mask
@@ -247,7 +249,7 @@ def _open_holes(scene: Scene, mask: Mask) -> tuple[Mask, float]:
     opened, ambiguous = filled.copy(), 0
     for part in range(1, count):
         area = int(stats[part, cv2.CC_STAT_AREA])
-        if area < 60:
+        if area < MIN_OPENING_PX:
             continue
         where = labels == part
         blown = float((scene.rgb[where].min(axis=1) >= 253).mean())
@@ -259,9 +261,10 @@ def _open_holes(scene: Scene, mask: Mask) -> tuple[Mask, float]:
             ambiguous += area  # fades into its surroundings: a highlight or pale paint
             continue
         seen = scene.lab[where]
-        if float(np.hypot(scene.darker[where].mean(), scene.tint[where].mean())) > 2 + 2 * scene.noise or float(
-            seen[:, 0].std()
-        ) > 1 + 2 * scene.noise:
+        if (
+            float(np.hypot(scene.darker[where].mean(), scene.tint[where].mean())) > 2 + 2 * scene.noise
+            or float(seen[:, 0].std()) > 1 + 2 * scene.noise
+        ):
             ambiguous += area  # flat, but not what the background must look like here
             continue
         near = cv2.dilate(where.astype(np.uint8), _disc(2)).astype(bool)

@@ -71,7 +71,9 @@ def test_secondary_images_may_have_a_scene_and_generated_pixels(slot: str) -> No
 
 def test_a_value_just_under_its_limit_is_not_shown_as_the_limit() -> None:
     """A seller who reads 1.0 beside "fail" trusts nothing any more."""
-    shown = {c.rule: c.as_json() for c in check_image("main", replace(GOOD, white_border=0.99999, fill=0.84999))}
+    shown = {
+        c.rule: c.as_json() for c in check_image("main", replace(GOOD, white_border=0.99999, fill=0.84999))
+    }
 
     assert (0.9999, 1.0) == (shown["background_white"]["measured"], shown["background_white"]["limit"])
     assert (0.8499, 0.85) == (shown["product_fill"]["measured"], shown["product_fill"]["limit"])

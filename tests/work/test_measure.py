@@ -58,4 +58,6 @@ def test_foreign_colours_alpha_and_camera_data_are_seen() -> None:
     found = measure.measure(out.getvalue(), generated=True)
 
     assert ("RGBA", "untagged") == (found.mode, found.colour_space)
-    assert found.has_alpha and found.has_exif and found.generated
+    assert found.has_alpha
+    assert found.has_exif
+    assert found.generated
