@@ -43,6 +43,7 @@ class Job:
     state: State
     user_id: str
     project_id: UUID | None
+    created_at: datetime
     version: int
     item_ids: tuple[UUID, ...]
     fields: Mapping[str, str]
@@ -258,7 +259,7 @@ class Views:
             "assets": "[]", "metadata": dump(job.metadata), "tags": dump(job.tags), "version": "1",
             "links": self._links(job_id),
         }  # fmt: skip
-        return Job(job_id, job.kind, State.PENDING, job.user_id, job.project_id, 1, (), fields)
+        return Job(job_id, job.kind, State.PENDING, job.user_id, job.project_id, created_at, 1, (), fields)
 
     def _job(self, row: asyncpg.Record) -> Job:
         state = State(row["state"])
@@ -295,8 +296,9 @@ class Views:
             "links": self._links(row["id"]),
         }
         return Job(
-            row["id"], row["kind"], state, row["user_id"], row["project_id"], row["version"], item_ids, fields
-        )
+            row["id"], row["kind"], state, row["user_id"], row["project_id"], row["created_at"], row["version"],
+            item_ids, fields,
+        )  # fmt: skip
 
     def _assets(self, text: str | None) -> str:
         if text is None:

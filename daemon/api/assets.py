@@ -228,6 +228,7 @@ def _names(files: Iterable[File]) -> list[str]:
 
 
 def routes(deps: ApiDeps) -> list[Route]:
+    """The routes of this topic."""
     assets = Assets(deps)
     picture = {"type": "string", "format": "binary"}
     return [

@@ -34,6 +34,11 @@ _EXPOSED = (
 _ALLOWED = (
     "Authorization, Content-Type, Idempotency-Key, If-None-Match, Last-Event-ID, Prefer, Range, X-Request-Id"
 )
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST, PATCH, DELETE",
+    "Access-Control-Allow-Headers": _ALLOWED,
+    "Access-Control-Max-Age": "7200",
+}
 _SECURITY = {
     "Server": "listingd",
     "X-Content-Type-Options": "nosniff",
@@ -117,7 +122,7 @@ class Door:
         ):
             raise Misdirected("This host name is not served here.")
         if request.method == "OPTIONS" and self._is_preflight(request):
-            return web.Response(status=204, headers=self._preflight_headers(request))
+            return web.Response(status=204, headers=_PREFLIGHT)
         if route is None:
             return await handler(request)  # the router's own 404 or 405
         if route.scope is not None:
@@ -155,14 +160,6 @@ class Door:
 
     def _is_preflight(self, request: web.Request) -> bool:
         return request.headers.get("Origin") in self._origins and "Access-Control-Request-Method" in request.headers
-
-    @staticmethod
-    def _preflight_headers(request: web.Request) -> dict[str, str]:
-        return {
-            "Access-Control-Allow-Methods": "GET, POST, PATCH, DELETE",
-            "Access-Control-Allow-Headers": _ALLOWED,
-            "Access-Control-Max-Age": "7200",
-        }
 
     @staticmethod
     def _compress(request: web.Request, response: web.Response) -> None:

@@ -88,7 +88,9 @@ class Events:
             ids = await self._views.list_open(subject, since=since, limit=MAX_FOLLOWED)
             jobs = {job.id: job for job in await self._views.read_jobs(ids, subject.user_id)}
             for job in jobs.values():
-                if not job.is_final:
+                if job.is_final:
+                    watch.note_end(job)
+                else:
                     self._feed.follow(watch, job.id, job.version)
             async with self._stream(request) as stream:
                 shown = ",".join(job.to_json(_LIGHT) for job in jobs.values())
@@ -126,7 +128,7 @@ class Events:
                 if job.is_final:
                     if single:
                         return
-                    # A retry of an ended job is announced by its next change in this process or by a reconnect.
+                    watch.note_end(job)
                     known.pop(job_id)
                     self._feed.drop(watch, job_id)
 
@@ -223,6 +225,7 @@ def _now() -> str:
 
 
 def routes(deps: ApiDeps, feed: Feed) -> list[Route]:
+    """The routes of this topic."""
     events = Events(deps, feed)
     stream = Answer(
         "Events: snapshot, then job, progress, asset, done.", {"type": "string"}, content_type="text/event-stream"

@@ -40,6 +40,8 @@ class Watch:
         self.subject = subject
         self.followed: dict[UUID, int] = {}
         self.closed = False
+        self._opened_at = datetime.now(UTC)
+        self._ended: dict[UUID, int] = {}
         self._fresh: dict[UUID, Job | None] = {}
         self._woken = asyncio.Event()
 
@@ -63,6 +65,23 @@ class Watch:
             self.followed[job_id] = job.version
         self._fresh[job_id] = job
         self._woken.set()
+
+    def note_end(self, job: Job) -> None:
+        """The reader has seen this job's end: it comes again only with a later version (a retry)."""
+        self._ended[job.id] = job.version
+        if len(self._ended) > MAX_FOLLOWED:
+            del self._ended[next(iter(self._ended))]
+
+    def knows(self, job_id: UUID) -> bool:
+        """Whether the reader follows the job or has seen its end."""
+        return job_id in self.followed or job_id in self._ended
+
+    def wants(self, job: Job) -> bool:
+        """Whether a job that is not followed is new to the reader and its subject."""
+        if job.id in self.followed or self._ended.get(job.id, 0) >= job.version or not _matches(self.subject, job):
+            return False
+        # What had ended before the stream was opened is no news, unless it was retried since.
+        return not job.is_final or job.created_at >= self._opened_at or job.id in self._ended
 
     def close(self) -> None:
         """Tell the reader that the process stops."""
@@ -179,7 +198,7 @@ class Feed:
     def _hand_out(self, job_id: UUID, job: Job | None) -> None:
         if job is not None:
             for watch in self._wide:
-                if job_id not in watch.followed and _matches(watch.subject, job):
+                if watch.wants(job):
                     self.follow(watch, job_id, 0)
         readers = self._watches.get(job_id)
         if not readers:
@@ -210,7 +229,7 @@ class Feed:
             unknown = {
                 job_id
                 for job_id in ids
-                if any(w.subject == subject and job_id not in w.followed for w in self._wide)
+                if any(w.subject == subject and not w.knows(job_id) for w in self._wide)
             }
             if unknown:
                 await self._read(unknown)

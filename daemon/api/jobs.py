@@ -242,6 +242,7 @@ def _read_cursor(cursor: str) -> tuple[datetime, UUID]:
 
 
 def routes(deps: ApiDeps, feed: Feed) -> list[Route]:
+    """The routes of this topic."""
     jobs = Jobs(deps, feed)
     location = {"Location": "The job's path.", "ETag": "Weak tag of its version."} | _IDEMPOTENCY
     waited = {"Preference-Applied": "The wait that was granted."}

@@ -20,8 +20,10 @@ from daemon.api.routing import Answer, Route
 
 _FOLDER = Path(__file__).parent.parent / "dashboard"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; " \
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # fmt: skip
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 def read_version() -> str:
@@ -33,6 +35,7 @@ def read_version() -> str:
 
 
 def routes(deps: ApiDeps, document: Callable[[], dict[str, Any]]) -> list[Route]:
+    """The routes of this topic. document: gives the OpenAPI document once all routes are known."""
     pages = {path.name: path.read_bytes() for path in sorted(_FOLDER.iterdir()) if path.suffix in _TYPES}
     about = {"version": read_version(), "api": "v1"}
 

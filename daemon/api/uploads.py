@@ -94,6 +94,7 @@ class Uploads:
 
 
 def routes(deps: ApiDeps) -> list[Route]:
+    """The routes of this topic."""
     uploads = Uploads(deps)
     return [
         Route(

@@ -1,0 +1,264 @@
+"""Event streams: snapshot first, every change in order, resume, the end, slow readers, strangers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import aiohttp
+
+from daemon.api import events as events_module
+from daemon.api.principal import Principal
+from daemon.http import FEED
+from tests.api.application import IMAGE_JOB, Api, picture
+from tests.support import eventually
+
+
+class Reader:
+    """Reads events of one open response."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.response = response
+
+    async def next(self) -> tuple[str, Any, str | None]:
+        """(event, data, id) of the next one; ("end", None, None) when the stream is over."""
+        name, data, last_id = "message", "", None
+        async with asyncio.timeout(10):
+            while True:
+                line = (await self.response.content.readline()).decode()
+                if not line:
+                    return "end", None, None
+                field, _, value = line.rstrip("\n").partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "data":
+                    data += value
+                elif field == "id":
+                    last_id = value
+                elif not field and data:
+                    return name, json.loads(data), last_id
+
+    async def until(self, name: str) -> list[tuple[str, Any, str | None]]:
+        seen = []
+        while not seen or seen[-1][0] not in (name, "end"):
+            seen.append(await self.next())
+        return seen
+
+
+@asynccontextmanager
+async def follow(api: Api, path: str, **headers: str) -> AsyncIterator[Reader]:
+    async with api.client.get(api.url + path, headers=headers) as response:
+        assert 200 == response.status, await response.text()
+        assert "text/event-stream" == response.content_type
+        yield Reader(response)
+
+
+async def test_stream_tells_a_whole_life_in_order(api: Api) -> None:
+    job = await api.create()
+    async with follow(api, f"/v1/jobs/{job['id']}/events") as reader:
+        first = await reader.next()
+        [(job_id, fence)] = await api.claim()
+        started = await reader.next()
+        await api.execute(
+            "update listingd.job_states set progress = '{\"done\": 1, \"total\": 2}', version = version + 1 where id = $1",
+            job_id,
+        )
+        moved = await reader.next()
+        asset_id = await api.add_asset(job_id, picture())
+        asset = await reader.next()
+        await api.complete(fence)
+        rest = await reader.until("end")
+
+    assert ("snapshot", "pending", "1") == (first[0], first[1]["state"], first[2])
+    assert ("job", "processing") == (started[0], started[1]["state"])
+    assert ("progress", 1) == (moved[0], moved[1]["progress"]["done"])
+    assert ("asset", str(asset_id)) == (asset[0], asset[1]["id"])
+    assert ["job", "done", "end"] == [name for name, _, _ in rest[-3:]]
+    ids = [int(e[2]) for e in (first, started, moved, *rest) if e[2]]
+    assert sorted(ids) == ids
+
+
+async def test_reconnect_after_the_end_is_a_204(api: Api) -> None:
+    """EventSource would come back for ever after a normal close."""
+    job = await api.create()
+    await api.call("POST", f"/v1/jobs/{job['id']}/cancel")
+    async with follow(api, f"/v1/jobs/{job['id']}/events") as reader:
+        events = await reader.until("end")
+
+    status, _, _ = await api.call("GET", f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": events[-2][2] or ""})
+
+    assert ["snapshot", "done", "end"] == [name for name, _, _ in events]
+    assert 204 == status
+
+
+async def test_resume_in_the_middle_begins_with_what_was_missed(api: Api) -> None:
+    job = await api.create()
+    await api.claim()
+
+    async with follow(api, f"/v1/jobs/{job['id']}/events?after=1") as reader:
+        name, data, _ = await reader.next()
+
+    assert ("snapshot", "processing") == (name, data["state"])
+
+
+async def test_position_that_was_never_reached_is_gone(api: Api) -> None:
+    job = await api.create()
+
+    status, problem, _ = await api.call("GET", f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": "99"})
+    wide, _, _ = await api.call("GET", "/v1/events?after=1000")
+
+    assert (410, "position_gone", 410) == (status, problem["code"], wide)
+
+
+async def test_parents_stream_shows_its_children(api: Api) -> None:
+    job = await api.create()
+    [(parent, fence)] = await api.claim()
+    child = uuid4()
+    async with follow(api, f"/v1/jobs/{job['id']}/events") as reader:
+        await reader.next()
+        async with api.deps.db.acquire() as c:
+            worker = await c.fetchval("select worker from listingd.job_states where id = $1", parent)
+            await c.fetch(
+                api.deps.db.sql["fan_out"], fence, worker,
+                json.dumps([{"id": str(child), "kind": "ping", "slot": "main", "input": {}}]),
+            )  # fmt: skip
+        waiting = await reader.next()
+        await api.execute(
+            "update listingd.job_states set progress = '{\"done\": 3}', version = version + 1 where id = $1", child
+        )
+        moved = await reader.next()
+        await api.add_asset(child, picture())
+        asset = await reader.next()
+
+    assert ("job", "waiting", [str(child)]) == (waiting[0], waiting[1]["state"], [i["id"] for i in waiting[1]["items"]])
+    assert ("progress", 3) == (moved[0], moved[1]["items"][0]["progress"]["done"])
+    assert ("asset", str(child)) == (asset[0], asset[1]["job_id"])
+
+
+async def test_erased_job_ends_its_stream(api: Api) -> None:
+    job = await api.create()
+    async with follow(api, f"/v1/jobs/{job['id']}/events") as reader:
+        await reader.next()
+        await api.execute("delete from listingd.jobs")
+        await api.execute("delete from listingd.job_states")
+        events = await reader.until("end")
+
+    assert [("done", "gone")] == [(name, data["state"]) for name, data, _ in events[:-1]]
+
+
+async def test_common_stream_shows_what_a_user_may_see_and_no_more(api: Api) -> None:
+    old = await api.create(user="ann")
+    async with follow(api, "/v1/events", Authorization="Bearer user:ann") as reader:
+        snapshot = await reader.next()
+        await api.create(user="bob")
+        new = await api.create(user="ann")
+        name, data, position = await reader.next()
+
+    assert ("snapshot", [old["id"]]) == (snapshot[0], [j["id"] for j in snapshot[1]["jobs"]])
+    assert ("job", new["id"]) == (name, data["id"])
+    assert "input" not in data
+    assert int(position or 0) >= int(snapshot[2] or 0)
+
+
+async def test_common_stream_finds_jobs_of_other_processes(api: Api) -> None:
+    """They are stored by SQL: nothing in this process hints at them."""
+    for path in ("/v1/events", "/v1/events?kind=ping&user_id=ann"):
+        async with follow(api, path) as reader:
+            await reader.next()
+            async with api.deps.db.acquire() as c:
+                job_id = await c.fetchval("select listingd.enqueue_job('ping', '{}', 'ann')")
+            name, data, _ = await reader.next()
+            [(_, fence)] = await api.claim()
+            await api.complete(fence)
+            events = await reader.until("done")
+
+        assert ("job", str(job_id)) == (name, data["id"])
+        assert "completed" == events[-1][1]["state"]
+
+
+async def test_common_stream_resumes_with_what_ended_meanwhile(api: Api) -> None:
+    job = await api.create()
+    async with follow(api, "/v1/events") as reader:
+        _, _, position = await reader.next()
+    await api.call("POST", f"/v1/jobs/{job['id']}/cancel")
+
+    async with follow(api, "/v1/events", **{"Last-Event-ID": position or ""}) as reader:
+        _, snapshot, _ = await reader.next()
+
+    assert [(job["id"], "cancelled")] == [(j["id"], j["state"]) for j in snapshot["jobs"]]
+
+
+async def test_read_token_opens_its_job_and_nothing_else(api: Api) -> None:
+    _, job, _ = await api.call("POST", "/v1/jobs", json=IMAGE_JOB, user="ann")
+    _, other, _ = await api.call("POST", "/v1/jobs", json=IMAGE_JOB, user="ann")
+    scope = ("job", job["id"])
+    api.keys.principals["read-token"] = Principal("token", "token:1", "ann", frozenset({"read"}), scope)  # type: ignore[arg-type]
+    headers = {"Authorization": "Bearer read-token"}
+
+    own, _, _ = await api.call("GET", f"/v1/jobs/{job['id']}", headers=headers)
+    foreign, _, _ = await api.call("GET", f"/v1/jobs/{other['id']}", headers=headers)
+    streamed, _, _ = await api.call(
+        "GET", f"/v1/jobs/{other['id']}/events?token=read-token", headers={"Authorization": ""}
+    )
+    wide, _, _ = await api.call("GET", "/v1/events", headers=headers)
+    listed, _, _ = await api.call("GET", "/v1/jobs", headers=headers)
+    cancelled, _, _ = await api.call("POST", f"/v1/jobs/{job['id']}/cancel", headers=headers)
+
+    assert (200, 404, 404, 404, 404, 403) == (own, foreign, streamed, wide, listed, cancelled)
+
+
+async def test_revoked_credentials_end_an_open_stream(api: Api, monkeypatch: Any) -> None:
+    monkeypatch.setattr(events_module, "RECHECK_S", 0.2)
+    job = await api.create()
+    api.keys.principals["second"] = api.keys.principals[next(iter(api.keys.principals))]
+    async with follow(api, f"/v1/jobs/{job['id']}/events", Authorization="Bearer second") as reader:
+        await reader.next()
+        del api.keys.principals["second"]
+
+        assert "end" == (await reader.next())[0]
+
+
+async def test_stop_ends_every_stream(api: Api) -> None:
+    job = await api.create()
+    async with follow(api, f"/v1/jobs/{job['id']}/events") as one, follow(api, "/v1/events") as other:
+        await one.next()
+        await other.next()
+
+        api.app[FEED].close()
+
+        assert ("end", "end") == ((await one.next())[0], (await other.next())[0])
+
+
+async def test_reader_that_reads_nothing_is_cut(api: Api, monkeypatch: Any) -> None:
+    monkeypatch.setattr(events_module, "SEND_TIMEOUT_S", 0.3)
+    job = await api.create()
+    host, port = api.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    key = next(iter(api.keys.principals))
+    writer.write(f"GET /v1/jobs/{job['id']}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\r\n".encode())
+    await reader.readuntil(b"\r\n\r\n")
+    big = json.dumps({"echo": "x" * 4_000_000})
+
+    async def cut() -> bool:
+        await api.execute(
+            "update listingd.job_states set result = $2, attempt = (attempt + 1) % 9, version = version + 1 where id = $1",
+            UUID(job["id"]), big,
+        )  # fmt: skip
+        return api.app[FEED]._watches == {}
+
+    assert await eventually(cut, within_s=20)
+    writer.close()
+
+
+async def test_streams_beyond_the_limit_are_refused(configured: Any) -> None:
+    async with configured(max_streams=1) as api:
+        job = await api.create()
+        async with follow(api, f"/v1/jobs/{job['id']}/events") as reader:
+            await reader.next()
+            status, problem, _ = await api.call("GET", "/v1/events")
+
+    assert (429, "too_many_streams") == (status, problem["code"])
