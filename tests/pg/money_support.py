@@ -131,7 +131,7 @@ async def count_states(daemon: Daemon) -> dict[str, int]:
     return {row["state"]: row["n"] for row in rows}
 
 
-async def read_spend(daemon: Daemon, scope: str = "total", period: str = "day") -> tuple[Decimal, Decimal]:
+async def read_spend(daemon: Daemon, scope: str = "total", period: str = "day") -> tuple[Decimal | int, Decimal | int]:
     """(reserved, spent) in USD."""
     row = await daemon.db.pool.fetchrow(
         "select sum(reserved_usd) as r, sum(spent_usd) as s from listingd.spend where scope = $1 and period = $2",

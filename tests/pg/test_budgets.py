@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import sys
+from collections.abc import Awaitable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 
 from daemon.db import Database
 from daemon.errors import BudgetSpent, Fate, ProviderError, Retry
-from daemon.jobs import new_id
+from daemon.jobs import ClaimedJob, new_id
+from daemon.ledger import Budget
 from daemon.settings import Budgets, Settings
 from daemon.storage import Storage, open_storage
 from tests.conftest import REPOSITORY
@@ -32,11 +34,11 @@ def provider(usd: Decimal = ONE) -> Provider:
     return Provider(cost_usd=usd, data=None)
 
 
-async def pay_all(daemon: Daemon, jobs: list[object], usd: Decimal = ONE) -> tuple[int, list[Retry]]:
+async def pay_all(daemon: Daemon, jobs: Sequence[ClaimedJob], usd: Decimal = ONE) -> tuple[int, list[Retry]]:
     """(calls made, refusals) of one step of each job at the same time."""
     paid = provider(usd)
     ends = await asyncio.gather(
-        *(daemon.pay(job, paid, str(job.id), estimate_usd=usd) for job in jobs),  # type: ignore[arg-type, attr-defined]
+        *(daemon.pay(job, paid, str(job.id), estimate_usd=usd) for job in jobs),
         return_exceptions=True,
     )
     refusals = [end for end in ends if isinstance(end, Retry)]
@@ -120,8 +122,8 @@ async def test_overlapping_budgets_are_never_overshot(db: Database, storage: Sto
     assert actual > Decimal(6)  # the race was for the last dollars
 
 
-async def _gather(runs: list[object]) -> None:
-    await asyncio.gather(*runs, return_exceptions=True)  # type: ignore[call-overload]
+async def _gather(runs: Sequence[Awaitable[object]]) -> None:
+    await asyncio.gather(*runs, return_exceptions=True)
 
 
 async def test_a_job_over_budget_waits_without_losing_an_attempt(db: Database, storage: Storage) -> None:
@@ -168,8 +170,8 @@ async def test_budgets_are_shown_with_what_is_spent(db: Database, storage: Stora
     ]
 
 
-def _facts(budget: object) -> tuple[object, ...]:
-    return budget.is_set, budget.limit_usd, budget.spent_usd  # type: ignore[attr-defined]
+def _facts(budget: Budget) -> tuple[object, ...]:
+    return budget.is_set, budget.limit_usd, budget.spent_usd
 
 
 async def test_a_look_before_creating_says_that_the_money_is_gone(db: Database, storage: Storage) -> None:
