@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from tests.api.application import IMAGE_JOB, Api
+from tests.support import eventually
 
 
 async def test_created_job_can_be_read(api: Api) -> None:
@@ -206,25 +207,26 @@ async def test_long_poll_answers_when_the_job_moves(api: Api) -> None:
     )
 
     await api.claim()
-    status, moved, response = await poll
+    status, moved, _ = await poll
 
-    assert (200, "processing", "wait=20") == (status, moved["state"], response.headers["Preference-Applied"])
+    assert (200, "processing") == (status, moved["state"])
 
 
 async def test_long_poll_gives_up_with_a_304(api: Api) -> None:
     job = await api.create()
 
-    status, _, _ = await api.call("GET", f"/v1/jobs/{job['id']}", headers={"If-None-Match": 'W/"1"', "Prefer": "wait=1"})
+    status, _, response = await api.call(
+        "GET", f"/v1/jobs/{job['id']}", headers={"If-None-Match": 'W/"1"', "Prefer": "wait=1"}
+    )
 
-    assert 304 == status
+    assert (304, "wait=1") == (status, response.headers["Preference-Applied"])
 
 
 async def test_create_that_waits_gets_the_result(api: Api) -> None:
     create = asyncio.create_task(
         api.call("POST", "/v1/jobs", json={"kind": "ping", "input": {}}, headers={"Prefer": "wait=20"})
     )
-    while not (claimed := await api.claim()):
-        await asyncio.sleep(0.01)
+    claimed = await eventually(api.claim)
     await api.complete(claimed[0][1], '{"echo": 1}')
 
     status, job, response = await create

@@ -1,0 +1,180 @@
+"""Uploads, assets, thumbnails, archives, projects."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+from uuid import UUID, uuid4
+
+import aiohttp
+from PIL import Image
+
+from tests.api.application import IMAGE_JOB, Api, picture
+
+JPEG = {"Content-Type": "image/jpeg"}
+
+
+async def test_upload_is_stored_under_what_it_is(api: Api) -> None:
+    """A PNG named .jpg is a PNG."""
+    data = picture(image_format="PNG")
+
+    status, upload, _ = await api.call("POST", "/v1/uploads", data=io.BytesIO(data), headers=JPEG)
+
+    assert 201 == status
+    assert ("image/png", 60, 40, len(data)) == tuple(
+        upload[k] for k in ("content_type", "width_px", "height_px", "bytes")
+    )
+    assert data == await api.deps.storage.get(upload["sha256"])
+
+
+async def test_form_upload_takes_the_first_file(api: Api) -> None:
+    form = aiohttp.FormData()
+    form.add_field("note", "hello")
+    form.add_field("photo", picture(), filename="../../etc/passwd", content_type="text/plain")
+
+    status, upload, _ = await api.call("POST", "/v1/uploads", data=form)
+
+    assert (201, "image/jpeg") == (status, upload["content_type"])
+
+
+async def test_user_may_upload_only_for_themselves(api: Api) -> None:
+    own, _, _ = await api.call("POST", "/v1/uploads", data=picture(), headers=JPEG, user="ann")
+    foreign, problem, _ = await api.call("POST", "/v1/uploads?user_id=bob", data=picture(), headers=JPEG, user="ann")
+    served, _, _ = await api.call("POST", "/v1/uploads?user_id=bob", data=picture(), headers=JPEG)
+
+    assert (201, 422, "acts_for_itself", 201) == (own, foreign, problem["code"], served)
+
+
+def _bomb() -> bytes:
+    """A PNG of 13 300 x 13 300 pixels in 21 KB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(bytes((13_300 // 8 + 2) * 13_300), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 13_300, 13_300, 1, 0, 0, 0, 0)) + chunk(
+        b"IDAT", rows
+    ) + chunk(b"IEND", b"")  # fmt: skip
+
+
+async def test_unusable_photos_are_refused_with_what_to_do(api: Api) -> None:
+    frames = io.BytesIO()
+    stills = [Image.new("RGB", (20, 20), (n, n, n)) for n in (0, 90, 200)]
+    stills[0].save(frames, "WEBP", save_all=True, append_images=stills[1:])
+    cases = [
+        (b"", 422, "image_empty"),
+        (b"hello, I am a text", 415, "image_unrecognised"),
+        (b"GIF89a" + b"\0" * 100, 415, "image_format"),
+        (_bomb(), 413, "image_pixels"),
+        (frames.getvalue(), 415, "image_animated"),
+        (picture()[:120], 422, "image_truncated"),
+    ]
+
+    for data, expected, code in cases:
+        status, problem, _ = await api.call("POST", "/v1/uploads", data=data, headers=JPEG)
+        assert (expected, code) == (status, problem["code"]), problem
+
+
+async def test_upload_over_the_limit_is_cut_while_it_streams(api: Api) -> None:
+    async def endless() -> object:
+        for _ in range(40):
+            yield bytes(1 << 20)
+
+    status, problem, _ = await api.call("POST", "/v1/uploads", data=endless(), headers=JPEG)
+
+    assert (413, "too_large") == (status, problem["code"])
+
+
+async def test_broken_forms_are_refused(api: Api) -> None:
+    cases = [
+        ("multipart/form-data", b"x", 400),
+        ("multipart/form-data; boundary=b", b"nothing of that kind", 400),
+        ("multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n--b--\r\n', 422),
+        ("text/html", b"x", 415),
+    ]
+
+    for content_type, body, expected in cases:
+        status, problem, _ = await api.call("POST", "/v1/uploads", data=body, headers={"Content-Type": content_type})
+        assert expected == status, problem
+
+
+async def test_asset_comes_whole_in_parts_and_not_again(api: Api) -> None:
+    job, data = await api.create(), picture()
+    asset = await api.add_asset(UUID(job["id"]), data)
+    path = f"/v1/assets/{asset}"
+
+    status, body, response = await api.call("GET", path)
+    tag = response.headers["ETag"]
+    part, some, partial = await api.call("GET", path, headers={"Range": "bytes=2-5"})
+    tail, last, _ = await api.call("GET", path, headers={"Range": "bytes=-3"})
+    beyond, _, _ = await api.call("GET", path, headers={"Range": "bytes=999999-"})
+    same, _, _ = await api.call("GET", path, headers={"If-None-Match": tag})
+    head, nothing, sized = await api.call("HEAD", path)
+
+    assert (200, data, "image/jpeg") == (status, body, response.content_type)
+    assert 'inline; filename="product.MAIN.jpg"' == response.headers["Content-Disposition"]
+    assert "nosniff" == response.headers["X-Content-Type-Options"]
+    assert (206, data[2:6], f"bytes 2-5/{len(data)}") == (part, some, partial.headers["Content-Range"])
+    assert (206, data[-3:], 416, 304) == (tail, last, beyond, same)
+    assert (200, b"", str(len(data))) == (head, nothing, sized.headers["Content-Length"])
+
+
+async def test_odd_ranges_get_everything(api: Api) -> None:
+    job, data = await api.create(), picture()
+    asset = await api.add_asset(UUID(job["id"]), data)
+
+    for given in ("bytes=5-2", "bytes=0-1,3-4", "lines=1-2", "bytes=-", "bytes=" + "9" * 30 + "-"):
+        status, body, _ = await api.call("GET", f"/v1/assets/{asset}", headers={"Range": given})
+        assert (200, data) == (status, body), given
+
+
+async def test_thumbnail_is_small_and_steps_bound_the_variants(api: Api) -> None:
+    job = await api.create()
+    asset = await api.add_asset(UUID(job["id"]), picture(1200, 800))
+    await api.execute("update listingd.assets set width_px = 1200")
+
+    _, body, response = await api.call("GET", f"/v1/assets/{asset}?w=200")
+    wrong, _, _ = await api.call("GET", f"/v1/assets/{asset}?w=99999")
+
+    assert 422 == wrong
+    assert (320, 213) == Image.open(io.BytesIO(body)).size
+    assert response.headers["ETag"].endswith('-320"')
+
+
+async def test_html_is_never_shown_inside_our_origin(api: Api) -> None:
+    job = await api.create()
+    asset = await api.add_asset(UUID(job["id"]), b"<script>alert(1)</script>")
+    await api.execute("update listingd.assets set content_type = 'text/html', role = 'preview', file_name = 'é\"x.html'")
+
+    _, _, response = await api.call("GET", f"/v1/assets/{asset}")
+
+    assert response.headers["Content-Disposition"].startswith('attachment; filename="_x.html"; filename*=UTF-8')
+    assert "sandbox" in response.headers["Content-Security-Policy"]
+
+
+async def test_archive_names_files_as_amazon_wants(api: Api) -> None:
+    body = IMAGE_JOB | {"input": IMAGE_JOB["input"] | {"product": {"title": "Chair", "sku": "OAK-7"}}}  # type: ignore[operator]
+    _, job, _ = await api.call("POST", "/v1/jobs", json=body)
+    for slot in ("main", "lifestyle"):
+        await api.add_asset(UUID(job["id"]), picture(60 if slot == "main" else 70), slot=slot)
+
+    status, data, response = await api.call("GET", f"/v1/jobs/{job['id']}/archive")
+
+    assert (200, "application/zip") == (status, response.content_type)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert ["OAK-7.MAIN.jpg", "OAK-7.PT02.jpg"] == sorted(archive.namelist())
+        assert archive.testzip() is None
+
+
+async def test_project_shows_its_pictures_and_counts(api: Api) -> None:
+    project = str(uuid4())
+    job = await api.create(user="ann", project_id=project)
+    asset = await api.add_asset(UUID(job["id"]), picture(), user_id="ann")
+    await api.execute("update listingd.assets set project_id = $1", UUID(project))
+
+    status, shown, _ = await api.call("GET", f"/v1/projects/{project}", user="ann")
+
+    assert (200, "working", 1) == (status, shown["status"], shown["jobs"]["pending"])
+    assert [(str(asset), f"/v1/assets/{asset}")] == [(i["id"], i["url"]) for i in shown["images"]]
