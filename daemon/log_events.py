@@ -31,7 +31,9 @@ EVENTS: dict[str, Event] = {
         "info", "version python postgres_version instance concurrency pid", "The process begins."
     ),
     "service.ready": _event(
-        "info", "url version startup_s state_dir providers pooled", "Requests and jobs are served."
+        "info",
+        "pid instance url version startup_s state_dir providers pooled",
+        "Requests and jobs are served.",
     ),
     "service.stopping": _event(
         "info", "why running soft_stop_s hard_stop_s", "A stop has begun: no new claims."
@@ -50,6 +52,7 @@ EVENTS: dict[str, Event] = {
     ),
     "http.failed": _event("error", "method path route error", "A bug answered 500."),
     "http.stream_cut": _event("warning", "path why waiting", "A slow reader of events was cut off."),
+    "http.feed_waits": _event("debug", "error", "The event feed cannot read; it tries again."),
     "auth.refused": _event("warning", "code remote path principal", "Credentials were not accepted."),
     "token.created": _event("info", "token_name scopes expires_at", "A key or read token was made."),
     "token.revoked": _event("info", "token_name streams", "A key was revoked."),
