@@ -24,6 +24,9 @@ from daemon.db import Database
 from daemon.errors import BudgetSpent
 from daemon.jobs import ClaimedJob, Cost
 from daemon.settings import Budgets
+from daemon.storage import Storage, StoredFile
+
+_SWEEP_BATCH = 500
 
 
 class Begun(StrEnum):
@@ -280,6 +283,34 @@ class Ledger:
             Spending(**row)
             for row in await self._db.fetch("read_spending", since, until, user_id, *flags, limit)
         ]
+
+
+async def sweep_orphans(db: Database, storage: Storage, *, age_s: float = 86_400.0) -> tuple[int, int]:
+    """Delete files older than `age_s` seconds that no upload, asset or step names; (files, bytes) deleted.
+
+    The age leaves room for what was stored a moment ago and is not yet named. A file that is stored again
+    while the sweep looks at it becomes young and stays (storage.delete_older_than).
+    """
+    files = size_bytes = 0
+    batch: list[StoredFile] = []
+
+    async def sweep() -> tuple[int, int]:
+        owned = {row["sha256"] for row in await db.fetch("find_owned", [file.sha256 for file in batch])}
+        gone = [
+            file.size_bytes
+            for file in batch
+            if file.sha256 not in owned and await storage.delete_older_than(file.sha256, age_s)
+        ]
+        batch.clear()
+        return len(gone), sum(gone)
+
+    async for file in storage.list_older_than(age_s):
+        batch.append(file)
+        if len(batch) == _SWEEP_BATCH:
+            swept = await sweep()
+            files, size_bytes = files + swept[0], size_bytes + swept[1]
+    swept = await sweep()
+    return files + swept[0], size_bytes + swept[1]
 
 
 def encode_json(value: Any) -> str:

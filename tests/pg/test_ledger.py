@@ -11,7 +11,7 @@ import pytest
 from daemon.db import Database, open_pool
 from daemon.errors import Fate, Lost, ProviderError, Reject
 from daemon.jobs import Cost, new_id
-from daemon.ledger import encode_json
+from daemon.ledger import encode_json, sweep_orphans
 from daemon.settings import Settings
 from daemon.steps import hash_identity
 from daemon.storage import Storage, open_storage
@@ -443,11 +443,13 @@ async def test_spending_is_grouped_as_asked_and_adds_up(daemon: Daemon) -> None:
     assert [(2, PRICE)] == [(row.calls, row.actual_usd) for row in only_bob]
 
 
-async def test_no_file_of_a_step_is_taken_for_an_orphan(daemon: Daemon, storage: Storage) -> None:
-    await daemon.pay(await claim_job(daemon), Provider())
+async def test_the_sweep_takes_orphans_and_nothing_else(daemon: Daemon, storage: Storage) -> None:
+    value = await daemon.pay(await claim_job(daemon), Provider())
     orphan = await storage.put(b"nobody's", "text/plain")
-    hashes = [file.sha256 async for file in storage.list_older_than(-1)]
 
-    owned = {row["sha256"] for row in await daemon.db.fetch("find_owned", hashes)}
+    too_young = await sweep_orphans(daemon.db, storage)
+    swept = await sweep_orphans(daemon.db, storage, age_s=-1)
 
-    assert {orphan} == set(hashes) - owned
+    assert ((0, 0), (1, 8)) == (too_young, swept)
+    assert not await storage.exists(orphan)
+    assert value.data == (await daemon.pay(await claim_job(daemon), Provider())).data
