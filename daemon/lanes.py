@@ -144,8 +144,8 @@ class Lane:
     def turn(self, price: float = 1.0) -> Turn:
         """`async with lane.turn():` around one call, which costs `price` of the calls per minute.
 
-        Errors: Retry (no attempt counted) when the turn is not near. An error that leaves the block is
-        learned from; a block that called nothing says so by `turn.refund()`.
+        Errors: Retry (no attempt counted) when the turn is not near. A ProviderError that leaves the block is
+        learned from; a block without one that never said `turn.heard` has called nothing.
         """
         return Turn(self, price)
 
@@ -264,21 +264,18 @@ class Lane:
 class Turn:
     """One call's turn in a lane: `async with lane.turn() as turn`."""
 
-    __slots__ = ("_grant", "_lane", "_price", "_rate", "_unused")
+    __slots__ = ("_grant", "_is_answered", "_lane", "_price", "_rate")
 
     def __init__(self, lane: Lane, price: float) -> None:
         self._lane = lane
         self._price = price
         self._grant: _Grant | None = None
         self._rate: RateHint | None = None
-        self._unused = False
-
-    def refund(self) -> None:
-        """Nothing was called."""
-        self._unused = True
+        self._is_answered = False
 
     def heard(self, rate: RateHint | None) -> None:
-        """What the answer said about the provider's rate."""
+        """The provider has answered, and said this about its rate."""
+        self._is_answered = True
         self._rate = rate
 
     async def __aenter__(self) -> Self:
@@ -289,15 +286,17 @@ class Turn:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._grant is not None  # entered
-        ended, delay_s, code, why = "ok", _delay_s(self._rate), "", ""
-        if self._unused:
-            ended, delay_s = "unused", None
-        elif isinstance(exc, ProviderError):
+        delay_s, code, why = _delay_s(self._rate), "", ""
+        if isinstance(exc, ProviderError):
             ended, delay_s = _judge(exc), exc.retry_after_s
             code, why = exc.code, exc.message
             if delay_s is None and isinstance(rate := exc.data.get("rate"), dict):
                 delay_s = _delay_s(RateHint(**rate))
-        elif exc is not None and not isinstance(exc, (Lost, Unavailable)):
+        elif self._is_answered:
+            ended = "ok"
+        elif exc is None or isinstance(exc, (Lost, Unavailable)):
+            ended = "unused"  # there was nothing to call, or our own database said no before
+        else:
             ended = "failed"  # cancelled, or a bug: nothing is known of the provider
         await self._lane.leave(self._grant, ended, self._price, not_before_s=delay_s, code=code, why=why)
 

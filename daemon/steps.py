@@ -107,8 +107,6 @@ class Steps:
                 )  # fmt: skip
                 if begun.outcome is Begun.OPEN:
                     return await self._call(step, worker, step_id, turn)
-                if turn is not None:
-                    turn.refund()
             match begun.outcome:
                 case Begun.DONE:
                     if (value := await self._reuse(step)) is not None:

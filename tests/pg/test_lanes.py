@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from daemon.db import Database
-from daemon.errors import Fate, ProviderError, Retry
+from daemon.errors import Fate, ProviderError, Retry, Unavailable
 from daemon.lanes import LaneLimits, LaneState, plan_lanes
 from daemon.providers.protocols import RateHint
 from daemon.settings import Cutout, Gemini, OpenAI, Settings
@@ -230,9 +230,10 @@ async def test_after_a_pause_one_job_probes_alone_and_opens_the_lane(daemon: Dae
     lane = daemon.lanes.find("painter")
     assert lane is not None
 
-    async with lane.turn():
+    async with lane.turn() as turn:
         assert (await read_lane(other)).is_probing
         await is_sent_away(other)
+        turn.heard(None)
 
     await set_lane(other, "tokens = tokens")
     await use(other)
@@ -251,6 +252,24 @@ async def test_a_probe_that_died_with_its_process_is_replaced(daemon: Daemon, st
         await use(other)
 
         assert not (await read_lane(other)).is_paused
+
+
+async def test_a_probe_that_called_nothing_proves_nothing(daemon: Daemon) -> None:
+    """Its step turned out to be done already, or our own database was away."""
+    await fail(daemon, error(Fate.BUDGET))
+    await set_lane(daemon, "paused_until = now() - interval '1 s'")
+    lane = daemon.lanes.find("painter")
+    assert lane is not None
+
+    async with lane.turn():
+        pass
+    with pytest.raises(Unavailable):
+        async with lane.turn():
+            raise Unavailable("The database is away.")
+
+    assert (await read_lane(daemon)).is_paused
+    await use(daemon)
+    assert not (await read_lane(daemon)).is_paused
 
 
 async def test_a_refused_picture_does_not_close_the_lane(daemon: Daemon) -> None:
