@@ -249,7 +249,7 @@ def _read(response: Any) -> Reading:
         finish = _FINISHES.get(number, f"UNKNOWN_{number}")
         text = "".join(part.text for part in first.content.parts)
     blocked = _raw(response.prompt_feedback).block_reason
-    reason = f"BLOCK_REASON_{blocked}" if blocked or not response.candidates else ""
+    reason = f"BLOCK_REASON_{blocked}" if blocked else ""
     return Reading(text, finish, reason, usage.prompt_token_count, usage.total_token_count)
 
 

@@ -134,11 +134,11 @@ def _read(response: Any) -> Reading:
         parts = (first.content.parts if first.content else None) or []
         text = "".join(part.text for part in parts if part.text and not part.thought)
     feedback = response.prompt_feedback
-    reason = str(getattr(feedback.block_reason, "value", "") or "OTHER") if feedback else ""
+    blocked = feedback.block_reason if feedback else None
     return Reading(
         text,
         finish,
-        reason or ("" if response.candidates else "NO_CANDIDATES"),
+        str(getattr(blocked, "value", blocked)) if blocked else "",
         (usage.prompt_token_count or 0) if usage else 0,
         (usage.total_token_count or 0) if usage else 0,
     )

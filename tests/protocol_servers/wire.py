@@ -129,7 +129,7 @@ class Answer:
     pieces: list[tuple[float, bytes]] | None = None  # (seconds to wait before, bytes): a streamed body
 
 
-class Refusal(Exception):  # noqa: N818 -- a refusal is an answer here
+class Refusal(Exception):
     """The request breaks the protocol: answered as the provider would."""
 
     def __init__(self, status: int, code: str | None, message: str = "", *, kind: str | None = None) -> None:
