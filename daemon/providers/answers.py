@@ -30,7 +30,13 @@ def read_picture(data: bytes, *, provider: str, paid: Mapping[str, Any], fate: F
 
 
 def check_ratio(
-    picture: codec.Picture, width_px: int, height_px: int, *, provider: str, paid: Mapping[str, Any], fate: Fate
+    picture: codec.Picture,
+    width_px: int,
+    height_px: int,
+    *,
+    provider: str,
+    paid: Mapping[str, Any],
+    fate: Fate,
 ) -> None:
     """Refuses a picture that is not what was asked for: another shape, or under half its size.
 

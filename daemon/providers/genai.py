@@ -130,7 +130,9 @@ def _read(response: Any) -> Reading:
     finish, text = "", ""
     if response.candidates:
         first = response.candidates[0]
-        finish = str(getattr(first.finish_reason, "value", first.finish_reason) or "FINISH_REASON_UNSPECIFIED")
+        finish = str(
+            getattr(first.finish_reason, "value", first.finish_reason) or "FINISH_REASON_UNSPECIFIED"
+        )
         parts = (first.content.parts if first.content else None) or []
         text = "".join(part.text for part in parts if part.text and not part.thought)
     feedback = response.prompt_feedback

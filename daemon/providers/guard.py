@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import re
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,7 @@ MAX_REDIRECTS = 3
 CONNECT_TIMEOUT_S = 10.0
 _CHUNK_BYTES = 64 * 1024
 _NAME = "url"  # what errors name as the provider
+_WEB_URL = re.compile(r"https?://[^\s/?#]+(?:[/?#]\S*)?\Z", re.IGNORECASE)  # aiohttp asserts a host later
 _TOO_LARGE = "The answer is larger than we take."
 
 # Own lists, since `ipaddress.is_global` differs between patch releases of Python and calls NAT64, multicast,
@@ -127,6 +129,8 @@ async def fetch_bytes(
     url_too_large, url_refused (status 4xx), url_malformed. Retry: url_timed_out, url_unreachable,
     url_failed (408, 425, 429, 5xx).
     """
+    if not _WEB_URL.match(url):
+        raise _malformed()
     guard = AddressGuard(allowed)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
     try:
@@ -141,10 +145,7 @@ async def fetch_bytes(
     except TimeoutError as exc:
         raise _problem("url_timed_out", Fate.RETRY, "The URL took too long to answer.") from exc
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, aiohttp.TooManyRedirects, ValueError) as exc:
-        raise _problem(
-            "url_malformed", Fate.PERMANENT, "The URL cannot be followed.",
-            f"Use an http or https URL with at most {MAX_REDIRECTS} redirects.",
-        ) from exc  # fmt: skip
+        raise _malformed() from exc
     except TooLarge as exc:
         raise _problem(
             "url_too_large", Fate.PERMANENT, f"The file behind the URL is larger than {max_bytes} bytes."
@@ -176,6 +177,11 @@ def _check_status(status: int) -> None:
     if status != 200:
         message = f"The URL answered with status {status}."
         raise _problem("url_refused", Fate.PERMANENT, message, status=status)
+
+
+def _malformed() -> ProviderError:
+    hint = f"Use an http or https URL with at most {MAX_REDIRECTS} redirects."
+    return _problem("url_malformed", Fate.PERMANENT, "The URL cannot be followed.", hint)
 
 
 def _problem(code: str, fate: Fate, message: str, hint: str = "", status: int | None = None) -> ProviderError:

@@ -145,9 +145,7 @@ class OpenAIImages:
         from openai import AsyncOpenAI
 
         http = open_client(self._max_answer_bytes, concurrency=self._concurrency)
-        return AsyncOpenAI(
-            api_key=self._api_key, base_url=self._base_url, max_retries=0, http_client=http
-        )
+        return AsyncOpenAI(api_key=self._api_key, base_url=self._base_url, max_retries=0, http_client=http)
 
     def _wished(self, request: PaintRequest) -> tuple[str, str]:
         return request.model or self._model, request.quality or self._quality
@@ -254,9 +252,7 @@ def _pictures_for(request: PaintRequest, shape: Shape) -> Any:
     return files
 
 
-def _finish(
-    data: bytes, request: PaintRequest, size: str, shape: Shape, paid: Mapping[str, Any]
-) -> bytes:
+def _finish(data: bytes, request: PaintRequest, size: str, shape: Shape, paid: Mapping[str, Any]) -> bytes:
     """The checked picture, with the product set into it where the model painted surroundings only."""
     picture = read_picture(data, provider=_NAME, paid=paid, fate=Fate.AMBIGUOUS)
     width, height = (int(side) for side in size.split("x"))

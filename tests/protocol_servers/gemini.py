@@ -81,9 +81,7 @@ class GeminiServer(ProtocolServer):
             candidate["finishReason"] = self.finish
         return self._answer({"candidates": [candidate]}, prompt_tokens, math.ceil(len(text) / 4), model)
 
-    def _answer(
-        self, body: dict[str, Any], prompt_tokens: int, text_tokens: int, model: str = ""
-    ) -> Answer:
+    def _answer(self, body: dict[str, Any], prompt_tokens: int, text_tokens: int, model: str = "") -> Answer:
         out = text_tokens + self.thoughts_tokens if text_tokens else 0
         usage = {
             "promptTokenCount": prompt_tokens,

@@ -138,7 +138,11 @@ async def test_recorded_errors_of_removebg_are_understood(
     fates = []
     for interaction in failed:
         server.faults.append(
-            Fault(status=interaction["status"], body=interaction["body"].encode(), headers=interaction["headers"])
+            Fault(
+                status=interaction["status"],
+                body=interaction["body"].encode(),
+                headers=interaction["headers"],
+            )
         )
         with pytest.raises(ProviderError) as caught:
             await open_provider().cut_out(product_photo(), timeout_s=20)
@@ -249,7 +253,9 @@ async def test_lost_answer_of_a_free_server_is_just_tried_again() -> None:
         await provider.close()
 
 
-async def test_lost_answer_of_a_paid_service_is_ambiguous(server: RemoveBgServer, open_provider: Open) -> None:
+async def test_lost_answer_of_a_paid_service_is_ambiguous(
+    server: RemoveBgServer, open_provider: Open
+) -> None:
     server.always = Fault(drop="before_answer")
 
     with pytest.raises(ProviderError) as caught:

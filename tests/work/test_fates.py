@@ -186,7 +186,9 @@ async def test_error_event_in_a_stream_is_classified_by_its_code(error: Any, fat
 
 
 @pytest.mark.parametrize("name", ["openai", "removebg", "gemini", "genai"])
-@pytest.mark.parametrize("body", [b"<html>captive portal</html>", b"{}", b"[" * 50_000, b'{"data": [7]}', b""])
+@pytest.mark.parametrize(
+    "body", [b"<html>captive portal</html>", b"{}", b"[" * 50_000, b'{"data": [7]}', b""]
+)
 async def test_answer_that_is_no_answer_is_retried(name: str, body: bytes) -> None:
     """Row openai.APIResponseValidationError."""
     async with calling(name) as (server, call):

@@ -100,7 +100,9 @@ async def test_cost_is_what_the_server_billed_thoughts_included(
     assert answer.usage.cost_usd <= provider.estimate_usd(ask())
 
 
-async def test_answer_cut_short_is_handed_on_with_its_price(server: GeminiServer, open_provider: Open) -> None:
+async def test_answer_cut_short_is_handed_on_with_its_price(
+    server: GeminiServer, open_provider: Open
+) -> None:
     """It is paid for: the second round, with a larger limit, must start from its checkpoint."""
     server.finish = "MAX_TOKENS"
 
@@ -194,9 +196,7 @@ async def test_late_answer_of_a_cancelled_call_is_dropped_but_its_cost_recorded(
 ) -> None:
     """The thread cannot be stopped; the books still need to know what it spent, and for whom."""
     told: asyncio.Queue[tuple[str, Usage, str]] = asyncio.Queue()
-    provider = open_threaded(
-        on_late_usage=lambda usage, model: told.put_nowait((caller.get(), usage, model))
-    )
+    provider = open_threaded(on_late_usage=lambda usage, model: told.put_nowait((caller.get(), usage, model)))
     server.latency_s = 0.5
 
     async def job() -> None:
@@ -273,8 +273,16 @@ def test_schema_is_reduced_to_what_the_api_takes() -> None:
 
 def test_union_of_objects_becomes_one_object() -> None:
     members = [
-        {"type": "object", "properties": {"kind": {"const": "a"}, "text": {"type": "string"}}, "required": ["kind"]},
-        {"type": "object", "properties": {"kind": {"const": "b"}, "url": {"type": "string"}}, "required": ["kind"]},
+        {
+            "type": "object",
+            "properties": {"kind": {"const": "a"}, "text": {"type": "string"}},
+            "required": ["kind"],
+        },
+        {
+            "type": "object",
+            "properties": {"kind": {"const": "b"}, "url": {"type": "string"}},
+            "required": ["kind"],
+        },
     ]
 
     reduced = gemini_wire.reduce_schema({"type": "array", "items": {"anyOf": members}})

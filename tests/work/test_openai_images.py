@@ -164,9 +164,7 @@ async def test_picture_behind_a_url_is_fetched_through_the_guard(
     assert codec.inspect(answer.image).width_px == 1024
 
 
-async def test_url_into_the_private_network_is_not_fetched(
-    server: OpenAIServer, open_provider: Open
-) -> None:
+async def test_url_into_the_private_network_is_not_fetched(server: OpenAIServer, open_provider: Open) -> None:
     server.answer_with = "url"
 
     with pytest.raises(ProviderError) as caught:
@@ -238,7 +236,9 @@ async def test_key_and_prompt_stay_out_of_errors(server: OpenAIServer, open_prov
     assert "secret mug" not in shown
 
 
-@pytest.mark.parametrize("ratio", [(970, 300), (300, 970), (970, 600), (2000, 2000), (4000, 1000), (220, 220)])
+@pytest.mark.parametrize(
+    "ratio", [(970, 300), (300, 970), (970, 600), (2000, 2000), (4000, 1000), (220, 220)]
+)
 @pytest.mark.parametrize("model", ["gpt-image-2.6-sunburst", "gpt-image-1.5", "dall-e-3"])
 def test_size_is_one_the_model_takes(model: str, ratio: tuple[int, int]) -> None:
     width, height = openai_shapes.fit_size(model, *ratio)
