@@ -86,7 +86,7 @@ class BearerAuthenticator:
             return Principal("service", f"key:{key.id}", None, key.scopes)
         user = await self._users.verify(token)
         if user.user_id is None:
-            return Principal("service", "key:supabase_service_role", None, _USER_SCOPES)
+            return Principal("service", "supabase:service_role", None, _USER_SCOPES)
         return Principal("user", f"user:{user.user_id}", user.user_id, _USER_SCOPES)
 
     async def _verify_read_token(self, token: str) -> Principal:

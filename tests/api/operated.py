@@ -1,0 +1,89 @@
+"""The application with every route and the real authenticator, on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import jwt
+
+from daemon.api import admin, tokens, usage, webhooks
+from daemon.api.auth import BearerAuthenticator
+from daemon.api.deps import ApiDeps, Readiness
+from daemon.changes import Changes
+from daemon.db import Database
+from daemon.http import build_app, serve
+from daemon.providers.offline_cutout import OfflineCutout
+from daemon.providers.offline_paint import OfflinePaint
+from daemon.providers.offline_text import OfflineText
+from daemon.providers.protocols import Providers
+from daemon.queue import Queue
+from daemon.read_tokens import ReadTokens
+from daemon.settings import Auth, Http, Settings
+from daemon.storage import open_storage
+from daemon.tokens import ServiceKeys
+from daemon.user_tokens import UserTokens
+from daemon.views import Views
+
+FIRST = "first-key-of-at-least-32-characters!"
+SECRET = "a-shared-secret-of-more-than-32-characters"
+AUTH = Auth(jwt_issuer="https://id.example", audience="authenticated", jwt_secret=SECRET)
+
+
+@dataclass
+class Operated:
+    """A running application and a client without credentials."""
+
+    url: str
+    client: aiohttp.ClientSession
+    db: Database
+
+    async def call(self, method: str, path: str, token: str | None = FIRST, **kw: Any) -> tuple[int, Any, Any]:
+        """(status, JSON or bytes, headers)."""
+        headers = {**kw.pop("headers", {}), **({} if token is None else {"Authorization": f"Bearer {token}"})}
+        async with self.client.request(method, self.url + path, headers=headers, **kw) as answer:
+            is_json = answer.content_type.endswith("json") and answer.status != 204
+            body = await answer.json(content_type=None) if is_json else await answer.read()
+            return answer.status, body, answer.headers
+
+
+def user_token(user_id: str) -> str:
+    """A JWT of the test issuer."""
+    claims = {"iss": AUTH.jwt_issuer, "aud": AUTH.audience, "sub": user_id, "exp": int(time.time()) + 600}
+    return jwt.encode(claims, SECRET, algorithm="HS256")
+
+
+@asynccontextmanager
+async def operated(settings: Settings, db: Database) -> AsyncIterator[Operated]:
+    """The application on a free port."""
+    settings = settings.model_copy(update={"http": Http(port=0)})
+    keys = ServiceKeys(db, first_key=FIRST)
+    providers = Providers(OfflineCutout(), OfflinePaint(), OfflineText())
+
+    async def readiness() -> Readiness:
+        return Readiness(True, {})
+
+    deps = ApiDeps(
+        settings=settings, db=db, queue=Queue(db), views=Views(db), changes=Changes(),
+        storage=await open_storage(settings),
+        authenticator=BearerAuthenticator(
+            keys=keys, users=UserTokens(AUTH, None), read_tokens=ReadTokens(db), failed_logins_per_minute=1000
+        ),
+        readiness=readiness, is_draining=lambda: False,
+    )  # fmt: skip
+    more = [
+        *tokens.routes(deps), *webhooks.routes(deps), *usage.routes(deps, providers), *admin.routes(deps, keys),
+    ]  # fmt: skip
+    app = build_app(deps, more)
+    creator = asyncio.create_task(deps.queue.run_creator())
+    try:
+        async with aiohttp.ClientSession() as client, serve(app, settings) as url:
+            yield Operated(url, client, db)
+    finally:
+        creator.cancel()
+        await asyncio.gather(creator, return_exceptions=True)
