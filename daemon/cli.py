@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from daemon.cli_demo import demo
 from daemon.cli_options import Commands, config_option, read_settings, run_async
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ async def _migrate(settings: Settings, *, only_list: bool) -> list[Applied] | li
 def version() -> None:
     """Print the version."""
     click.echo(f"listingd {installed_version('listingd')} (Python {platform.python_version()})")
+
+
+commands.add_command(demo)
 
 
 def main() -> None:
