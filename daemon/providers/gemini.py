@@ -184,7 +184,7 @@ def _sdk() -> Any:
     return importlib.import_module("google.generativeai")
 
 
-class _Refused(Exception):  # noqa: N818 -- a signal on its way through the SDK, never leaves this file
+class _Refused(Exception):
     """A status other than 200, with the body the provider sent."""
 
     def __init__(self, status: int, body: bytes, headers: Any) -> None:
@@ -203,7 +203,7 @@ def _capped_adapter(max_bytes: int) -> Any:
         def send(
             self,
             request: requests.PreparedRequest,
-            stream: bool = False,  # noqa: ARG002 -- always streamed here
+            stream: bool = False,
             timeout: Any = None,
             verify: bool | str = True,
             cert: Any = None,

@@ -26,7 +26,7 @@ from daemon.providers.answers import check_ratio, read_picture, unusable
 from daemon.providers.capped_client import classify_transport, open_client
 from daemon.providers.guard import Network, fetch_bytes
 from daemon.providers.openai_shapes import ImagePrices, Shape
-from daemon.providers.protocols import PaintAnswer, PaintRequest, PartialImage, Usage
+from daemon.providers.protocols import ModelNotice, PaintAnswer, PaintRequest, PartialImage, Usage
 from daemon.providers.rates import read_rate
 from daemon.providers.scene import set_in_scene
 
@@ -37,15 +37,6 @@ _NAME = "openai"
 # 8.3 MP of noise is 25 MB of PNG, a third more in base64; a stream carries previews besides.
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_PICTURE_BYTES = 40 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class ModelNotice:
-    """A provider announces the end of the model that is configured."""
-
-    provider: str
-    model: str
-    shutdown_on: date
 
 
 @dataclass(frozen=True, slots=True)

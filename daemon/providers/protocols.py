@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,22 @@ class TextProvider(Protocol):
     async def generate_json(self, request: JsonRequest, *, timeout_s: float) -> JsonAnswer: ...
 
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelNotice:
+    """A provider announces the end of the model that is configured."""
+
+    provider: str
+    model: str
+    shutdown_on: date
+
+
+@runtime_checkable
+class AnnouncesShutdown(Protocol):
+    """A provider that can be asked whether its model is about to end."""
+
+    async def find_shutdown(self, *, timeout_s: float) -> ModelNotice | None: ...
 
 
 @dataclass(frozen=True, slots=True)
