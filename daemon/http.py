@@ -32,6 +32,7 @@ ROUTES: web.AppKey[tuple[Route, ...]] = web.AppKey("routes", tuple)
 RESERVED_DESCRIPTORS = 128
 """Kept for the database, storage, providers and logs, besides the pool's own."""
 _BACKLOG = 1024
+_ID = "[0-9a-fA-F-]{36}"  # so that /v1/jobs/batch is no job's path
 
 
 def build_app(deps: ApiDeps, more: Iterable[Route] = ()) -> web.Application:
@@ -56,9 +57,10 @@ def build_app(deps: ApiDeps, more: Iterable[Route] = ()) -> web.Application:
     door = Door(deps, table)
     app = web.Application(middlewares=[door.answer], client_max_size=deps.settings.http.max_upload_bytes)
     for route in table:
-        app.router.add_route(route.method, route.path, route.handle)
+        path = route.path.replace("{id}", "{id:%s}" % _ID)
+        app.router.add_route(route.method, path, route.handle)
         if route.method == "GET" and not route.token_in_query:
-            app.router.add_route("HEAD", route.path, route.handle)
+            app.router.add_route("HEAD", path, route.handle)
     app.on_response_prepare.append(door.dress)
     app[FEED] = feed
     app[ROUTES] = table

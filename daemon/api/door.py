@@ -69,7 +69,7 @@ VISIT: web.RequestKey[Visit] = web.RequestKey("visit", Visit)
 
 
 class Door:
-    """The middleware and the hook that dresses answers. `routes`: handler -> its route."""
+    """The middleware and the hook that dresses answers. Each handler serves one route."""
 
     def __init__(self, deps: ApiDeps, routes: Iterable[Route]) -> None:
         http = deps.settings.http
@@ -219,7 +219,8 @@ class Door:
 
 
 def _made_types(route: Route) -> frozenset[str]:
-    return frozenset(a.content_type for a in route.answers.values() if a.model is not None) | {"application/json"}
+    described = [answer for answer in route.answers.values() if answer.model is not None]
+    return frozenset({"application/json"}.union(*({a.content_type, *a.also} for a in described)))
 
 
 @functools.lru_cache(maxsize=512)

@@ -19,11 +19,13 @@ from daemon.api.answers import etag, json_answer, matches, read_wait_s
 from daemon.api.bodies import read_json, read_query, validate
 from daemon.api.deps import ApiDeps
 from daemon.api.feed import Feed
+from daemon.api.idempotency import Idempotency
 from daemon.api.principal import PRINCIPAL, Principal
 from daemon.api.routing import Answer, Route
 from daemon.errors import Conflict, InvalidInput
 from daemon.jobs import NewJob
-from daemon.queue import Created, Idempotency
+from daemon.queue import Created
+from daemon.queue import Idempotency as JobKey
 from daemon.views import Job, JobFilter, dump
 
 _CREATES = models.CreateImage | models.CreatePack | models.CreateAplus | models.CreatePing
@@ -39,6 +41,7 @@ class Jobs:
         self._views = deps.views
         self._changes = deps.changes
         self._feed = feed
+        self._idempotency = Idempotency(deps.db)
         self._http = deps.settings.http
         self._max_attempts = deps.settings.retry.max_attempts
 
@@ -116,28 +119,10 @@ class Jobs:
         return json_answer(f'{{"data":[{data}],"next_cursor":{dump(cursor)}}}', 200, headers)
 
     async def cancel(self, request: web.Request) -> web.Response:
-        principal = request[PRINCIPAL]
-        job_id = path_id(request, "job")
-        move = await self._queue.cancel(job_id, principal.user_id)
-        if move is None:
-            raise no_such("job")
-        self._changes.mark([job_id])
-        job = await self._read_own(principal, job_id)
-        return json_answer(job.to_json(), 200 if job.is_final else 202, {"ETag": etag(job)})
+        return await self._idempotency.once(request, lambda: self._cancel(request))
 
     async def retry(self, request: web.Request) -> web.Response:
-        principal = request[PRINCIPAL]
-        job_id = path_id(request, "job")
-        move = await self._queue.retry(job_id, principal.user_id)
-        if move is None:
-            raise no_such("job")
-        if not move.changed:
-            raise Conflict(
-                f"The job is {move.state}; only failed and cancelled jobs can be retried.", code="not_retryable"
-            )
-        self._changes.mark([job_id])
-        job = await self._read_own(principal, job_id)
-        return json_answer(job.to_json(), 202, {"ETag": etag(job)})
+        return await self._idempotency.once(request, lambda: self._retry(request))
 
     async def erase(self, request: web.Request) -> web.Response:
         job_id = path_id(request, "job")
@@ -150,6 +135,29 @@ class Jobs:
             raise Conflict("The job is still active.", code="job_active", hint="Cancel it first, or wait.")
         self._changes.mark([job_id])
         return web.Response(status=204)
+
+    async def _cancel(self, request: web.Request) -> web.Response:
+        principal = request[PRINCIPAL]
+        job_id = path_id(request, "job")
+        if await self._queue.cancel(job_id, principal.user_id) is None:
+            raise no_such("job")
+        self._changes.mark([job_id])
+        job = await self._read_own(principal, job_id)
+        return json_answer(job.to_json(), 200 if job.is_final else 202, {"ETag": etag(job)})
+
+    async def _retry(self, request: web.Request) -> web.Response:
+        principal = request[PRINCIPAL]
+        job_id = path_id(request, "job")
+        move = await self._queue.retry(job_id, principal.user_id)
+        if move is None:
+            raise no_such("job")
+        if not move.changed:
+            raise Conflict(
+                f"The job is {move.state}; only failed and cancelled jobs can be retried.", code="not_retryable"
+            )
+        self._changes.mark([job_id])
+        job = await self._read_own(principal, job_id)
+        return json_answer(job.to_json(), 202, {"ETag": etag(job)})
 
     def _new_job(self, principal: Principal, asked: _CREATES, document: dict[str, Any]) -> NewJob:
         """What the queue stores: the input as it was sent, now that it is known to be valid."""
@@ -169,7 +177,7 @@ class Jobs:
             webhook=None if asked.webhook is None else asked.webhook.model_dump(mode="json"),
         )
 
-    async def _store(self, jobs: list[NewJob], key: Idempotency | None) -> list[Created]:
+    async def _store(self, jobs: list[NewJob], key: JobKey | None) -> list[Created]:
         created = await self._queue.create(jobs, idempotency=key)
         if len(created) != len(jobs):
             # Only a key whose fingerprint agrees comes here, so that the bodies are the same.
@@ -284,15 +292,15 @@ def routes(deps: ApiDeps, feed: Feed) -> list[Route]:
         ),
         Route(
             "POST", "/v1/jobs/{id}/cancel", jobs.cancel, "Cancel a job and its children", "jobs", "enqueue",
-            description="Idempotent. Finished items are kept.",
+            description="Idempotent. Finished items are kept.", headers=models.IdempotencyHeaders,
             answers={200: one, 202: Answer("A stop is under way.", models.Job, headers=one.headers)},
-            problems=(404,),
+            problems=(404, 409, 422),
         ),
         Route(
             "POST", "/v1/jobs/{id}/retry", jobs.retry, "Run a failed or cancelled job again", "jobs", "enqueue",
-            description="Finished steps and items are kept and not paid again.",
+            description="Finished steps and items are kept and not paid again.", headers=models.IdempotencyHeaders,
             answers={202: Answer("Pending again.", models.Job, headers=one.headers)},
-            problems=(404, 409),
+            problems=(404, 409, 422),
         ),
         Route(
             "DELETE", "/v1/jobs/{id}", jobs.erase, "Erase a finished job", "jobs", "enqueue",

@@ -142,7 +142,9 @@ def _answer(answer: Answer, references: Mapping[_Key, dict[str, Any]]) -> dict[s
     if answer.model is not None:
         model = answer.model
         schema = references[model, "serialization"] if isinstance(model, type) else dict(model)
-        described["content"] = {answer.content_type: {"schema": schema}}
+        described["content"] = {answer.content_type: {"schema": schema}} | {
+            kind: {"schema": {"type": "string"}} for kind in answer.also
+        }
     return described
 
 

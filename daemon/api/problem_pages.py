@@ -63,6 +63,7 @@ PAGES: dict[str, Page] = {
     "idempotency_in_flight": Page(
         "The same request is in flight", "Wait as long as `Retry-After` says, then send it again."
     ),
+    "unique_key_moved": Page("A unique key has just been set free", "Send the request again."),
     "gone": Page("It is gone", "It was erased or removed after its retention."),
     "position_gone": Page(
         "The position of the stream is gone", "Connect again without `Last-Event-ID`: a snapshot comes first."

@@ -25,6 +25,7 @@ class Answer:
     model: type[BaseModel] | Mapping[str, Any] | None = None
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)  # name -> description
+    also: tuple[str, ...] = ()  # further content types, chosen by Accept
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,8 +59,14 @@ def routes(deps: ApiDeps, document: Callable[[], dict[str, Any]]) -> list[Route]
     async def read_document(_: web.Request) -> web.Response:
         return json_answer(document())
 
-    async def read_page(request: web.Request) -> web.Response:
-        name = request.match_info.get("name") or ("docs.html" if request.path == "/docs" else "index.html")
+    async def read_start(_: web.Request) -> web.Response:
+        return _page(pages["index.html"], "text/html")
+
+    async def read_docs(_: web.Request) -> web.Response:
+        return _page(pages["docs.html"], "text/html")
+
+    async def read_file(request: web.Request) -> web.Response:
+        name = request.match_info["name"]
         if name not in pages:
             raise no_such("page")
         return _page(pages[name], _TYPES["." + name.rpartition(".")[2]])
@@ -80,8 +86,8 @@ def routes(deps: ApiDeps, document: Callable[[], dict[str, Any]]) -> list[Route]
     text = {"type": "string"}
     found = Answer("A page.", text, content_type="text/html")
     shown = [
-        Route("GET", "/", read_page, "Start page", "pages", None, answers={200: found}),
-        Route("GET", "/static/{name}", read_page, "Files of the pages", "pages", None,
+        Route("GET", "/", read_start, "Start page", "pages", None, answers={200: found}),
+        Route("GET", "/static/{name}", read_file, "Files of the pages", "pages", None,
               answers={200: Answer("A file.", text, content_type="*/*")}, problems=(404,)),
         Route("GET", "/problems/{code}", read_problem, "What an error code means", "pages", None,
               answers={200: found}, problems=(404,)),
@@ -98,7 +104,7 @@ def routes(deps: ApiDeps, document: Callable[[], dict[str, Any]]) -> list[Route]
         shown += [
             Route("GET", "/openapi.json", read_document, "This document", "system", None,
                   answers={200: Answer("OpenAPI 3.1.", {"type": "object"})}),
-            Route("GET", "/docs", read_page, "A page to read it", "pages", None, answers={200: found}),
+            Route("GET", "/docs", read_docs, "A page to read it", "pages", None, answers={200: found}),
         ]  # fmt: skip
     return shown
 

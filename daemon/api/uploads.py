@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http import HttpProcessingError
 
 from daemon.api import models
 from daemon.api.access import owner_of
 from daemon.api.answers import json_answer
 from daemon.api.bodies import read_bytes, read_query
 from daemon.api.deps import ApiDeps
+from daemon.api.idempotency import Idempotency
 from daemon.api.principal import PRINCIPAL
 from daemon.api.problems import TimedOut
 from daemon.api.routing import Answer, Route
@@ -30,6 +32,7 @@ class Uploads:
         self._storage = deps.storage
         self._max_bytes = deps.settings.http.max_upload_bytes
         self._timeout_s = deps.settings.http.body_timeout_s
+        self._idempotency = Idempotency(deps.db)
         self._in_flight = asyncio.Semaphore(8)  # 8 × 25 MiB in memory at most
 
     async def create(self, request: web.Request) -> web.Response:
@@ -45,15 +48,20 @@ class Uploads:
             data = await (self._read_form(request) if content_type == "multipart/form-data" else self._read_raw(request))
             info = await asyncio.to_thread(codec.inspect, data)
             sha256 = await self._storage.put(data, info.content_type)
+        return await self._idempotency.once(
+            request, lambda: self._note(user_id, sha256, len(data), info), content=sha256
+        )
+
+    async def _note(self, user_id: str, sha256: str, size_bytes: int, info: codec.PictureInfo) -> web.Response:
         upload_id = new_id()
         await self._views.create_upload(
-            upload_id, user_id, sha256=sha256, content_type=info.content_type, size_bytes=len(data),
+            upload_id, user_id, sha256=sha256, content_type=info.content_type, size_bytes=size_bytes,
             width_px=info.width_px, height_px=info.height_px,
         )  # fmt: skip
         return json_answer(
             {
                 "upload_id": str(upload_id), "sha256": sha256, "content_type": info.content_type,
-                "bytes": len(data), "width_px": info.width_px, "height_px": info.height_px,
+                "bytes": size_bytes, "width_px": info.width_px, "height_px": info.height_px,
             },
             201,
         )  # fmt: skip
@@ -77,7 +85,8 @@ class Uploads:
         except TimeoutError as exc:
             raise TimedOut(f"The upload did not arrive within {self._timeout_s:g} s.") from exc
         # aiohttp's multipart reader ends in any of these on broken input.
-        except (ValueError, AssertionError, RuntimeError, LookupError, web.RequestPayloadError) as exc:
+        except (HttpProcessingError, ValueError, AssertionError, RuntimeError, LookupError,
+                web.RequestPayloadError) as exc:  # fmt: skip
             raise MalformedBody("The form cannot be read.") from exc
         raise InvalidInput("The form holds no file.", code="upload_missing", hint="With curl: -F file=@photo.jpg.")
 
@@ -103,6 +112,8 @@ def routes(deps: ApiDeps) -> list[Route]:
             "one file of a form. Judged by its bytes; its name plays no part.",
             query=models.UploadQuery, headers=models.IdempotencyHeaders,
             uploads=("image/jpeg", "image/png", "image/webp", "application/octet-stream", "multipart/form-data"),
-            answers={201: Answer("Stored.", models.Upload)}, problems=(408, 413, 415, 422),
+            answers={201: Answer("Stored.", models.Upload, headers={
+                "Idempotency-Replayed": "`true` when an earlier request with the same key made it."})},
+            problems=(408, 409, 413, 415, 422),
         )
     ]  # fmt: skip

@@ -339,6 +339,33 @@ where
 order by j.id desc
 limit $6
 
+-- name: take_idempotency_key
+-- fingerprint, response and whether the key is now the caller's. One that was taken a minute ago and never answered
+-- was left by a process that died. $1 principal, $2 key, $3 fingerprint
+with taken as (
+    insert into listingd.idempotency_keys as i (principal, key, fingerprint)
+    values ($1, $2, $3)
+    on conflict (principal, key) do update
+    set created_at = now()
+    where
+        i.response is null and i.job_id is null and i.fingerprint = $3 and i.created_at < now() - interval '1 minute'
+    returning i.fingerprint
+)
+select t.fingerprint, null as response, true as taken
+from taken as t
+union all
+select i.fingerprint, i.response::text, false
+from listingd.idempotency_keys as i
+where i.principal = $1 and i.key = $2 and not exists (select from taken)
+
+-- name: keep_idempotent_answer
+-- $1 principal, $2 key, $3 answer (JSON text)
+update listingd.idempotency_keys set response = $3::jsonb where principal = $1 and key = $2
+
+-- name: drop_idempotency_key
+-- $1 principal, $2 key
+delete from listingd.idempotency_keys where principal = $1 and key = $2 and response is null and job_id is null
+
 -- name: ping
 -- 1 when the database answers.
 select 1 as pong

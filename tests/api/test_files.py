@@ -47,6 +47,19 @@ async def test_user_may_upload_only_for_themselves(api: Api) -> None:
     assert (201, 422, "acts_for_itself", 201) == (own, foreign, problem["code"], served)
 
 
+async def test_upload_with_a_key_is_made_once(api: Api) -> None:
+    headers = JPEG | {"Idempotency-Key": "photo-1"}
+
+    _, first, _ = await api.call("POST", "/v1/uploads", data=picture(), headers=headers)
+    _, again, replay = await api.call("POST", "/v1/uploads", data=picture(), headers=headers)
+    status, problem, _ = await api.call("POST", "/v1/uploads", data=picture(70), headers=headers)
+    refused, _, _ = await api.call("POST", "/v1/uploads", data=picture(), headers=JPEG | {"Idempotency-Key": "a b"})
+
+    assert first == again
+    assert "true" == replay.headers["Idempotency-Replayed"]
+    assert (422, "idempotency_key_reused", 422) == (status, problem["code"], refused)
+
+
 def _bomb() -> bytes:
     """A PNG of 13 300 x 13 300 pixels in 21 KB."""
 
@@ -92,6 +105,7 @@ async def test_broken_forms_are_refused(api: Api) -> None:
         ("multipart/form-data", b"x", 400),
         ("multipart/form-data; boundary=b", b"nothing of that kind", 400),
         ("multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n--b--\r\n', 422),
+        ("multipart/form-data; boundary=b", b"--b\r\n[no, header]: \r\n\r\nx\r\n--b--\r\n", 400),
         ("text/html", b"x", 415),
     ]
 

@@ -256,6 +256,32 @@ async def test_cancel_is_idempotent_and_retry_revives(api: Api) -> None:
     assert (409, "not_retryable") == (twice, problem["code"])
 
 
+async def test_keyed_retry_that_is_sent_twice_retries_once(api: Api) -> None:
+    job = await api.create()
+    path, key = f"/v1/jobs/{job['id']}/retry", {"Idempotency-Key": "again-1"}
+    early, _, _ = await api.call("POST", path, headers=key)
+    await api.call("POST", f"/v1/jobs/{job['id']}/cancel")
+
+    first, one, _ = await api.call("POST", path, headers=key)
+    second, same, response = await api.call("POST", path, headers=key)
+
+    assert (409, 202, 202) == (early, first, second)
+    assert (one, "true") == (same, response.headers["Idempotency-Replayed"])
+
+
+async def test_key_left_by_a_dead_process_is_taken_over(api: Api) -> None:
+    job = await api.create()
+    path, key = f"/v1/jobs/{job['id']}/cancel", {"Idempotency-Key": "stop-1"}
+    await api.call("POST", path, headers=key)
+    await api.execute("update listingd.idempotency_keys set response = null")
+
+    held, problem, response = await api.call("POST", path, headers=key)
+    await api.execute("update listingd.idempotency_keys set created_at = now() - interval '2 minutes'")
+    free, _, _ = await api.call("POST", path, headers=key)
+
+    assert (409, "idempotency_in_flight", "1", 200) == (held, problem["code"], response.headers["Retry-After"], free)
+
+
 async def test_cancel_of_a_running_job_is_under_way(api: Api) -> None:
     job = await api.create()
     await api.claim()
