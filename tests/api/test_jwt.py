@@ -37,9 +37,8 @@ def public_jwk(key: Any, kid: str, **more: Any) -> dict[str, Any]:
 
 
 def public_pem(key: Any) -> bytes:
-    return key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    encoding, shape = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    return bytes(key.public_key().public_bytes(encoding, shape))
 
 
 @dataclass
@@ -140,7 +139,7 @@ async def test_token_without_kid_uses_the_only_fitting_key(users: UserTokens) ->
 NOW = int(time.time())
 
 ABUSES: dict[str, Callable[[], str]] = {
-    "alg none": lambda: jwt.encode(claims(), None, algorithm="none"),
+    "alg none": lambda: jwt.encode(claims(), "", algorithm="none"),
     "alg none, kid": lambda: raw({"alg": "none", "kid": "ec1"}, claims(), b""),
     "alg nOnE": lambda: raw({"alg": "nOnE", "kid": "ec1"}, claims()),
     "alg missing": lambda: raw({"typ": "JWT"}, claims()),

@@ -108,10 +108,11 @@ class House:
         await self.db.pool.fetch("select listingd.mark_jobs_completed($1)", done)
 
     async def queued(self) -> list[Any]:
-        return await self.db.pool.fetch(
+        rows = await self.db.pool.fetch(
             "select j.id, j.user_id, j.input ->> 'type' as type, j.input ->> 'body' as body"
             " from listingd.jobs as j where j.kind = 'webhook' order by j.id"
         )
+        return list(rows)
 
     async def deliver(self) -> list[float]:
         """Run every delivery that is pending once, due or not; the delays of those that are tried again."""
