@@ -2,8 +2,9 @@
 --
 -- There is no outbox table and no delivery table: a delivery is a job of kind `webhook`, stored by the
 -- transaction that changes the state it tells of, and its attempts are the attempts of that job.
--- Only a job whose row says wants_webhook pays for it: the triggers' WHEN is one comparison in the update
--- itself, where a statement trigger with transition tables made a flush of 250 rows about 10 % slower.
+-- Only a job whose row says wants_webhook pays for it: the triggers' WHEN is one comparison in the update itself.
+-- Backend CPU of flushes of 250 rows (PostgreSQL 18, 2 cores, 2026-11-23): no difference to no trigger that could be
+-- measured, where a statement trigger with transition tables cost 3 to 7 %.
 set local lock_timeout = '5s';
 
 create table listingd.signing_secrets (
