@@ -57,7 +57,7 @@ def build_app(deps: ApiDeps, more: Iterable[Route] = ()) -> web.Application:
     door = Door(deps, table)
     app = web.Application(middlewares=[door.answer], client_max_size=deps.settings.http.max_upload_bytes)
     for route in table:
-        path = route.path.replace("{id}", "{id:%s}" % _ID)
+        path = route.path.replace("{id}", f"{{id:{_ID}}}")
         app.router.add_route(route.method, path, route.handle)
         if route.method == "GET" and not route.token_in_query:
             app.router.add_route("HEAD", path, route.handle)

@@ -18,15 +18,21 @@ import aiohttp
 from aiohttp import web
 from PIL import Image
 
+from daemon.api import admin, tokens, usage, webhooks
 from daemon.api.deps import ApiDeps, Readiness
 from daemon.api.principal import SCOPES, Principal
 from daemon.changes import Changes
 from daemon.db import Database
 from daemon.errors import Unauthenticated
 from daemon.http import build_app, serve
+from daemon.providers.offline_cutout import OfflineCutout
+from daemon.providers.offline_paint import OfflinePaint
+from daemon.providers.offline_text import OfflineText
+from daemon.providers.protocols import Providers
 from daemon.queue import Queue
 from daemon.settings import Settings
 from daemon.storage import Storage
+from daemon.tokens import ServiceKeys
 from daemon.views import Views
 
 SERVICE_KEY = "service-key-of-the-tests-0123456789"
@@ -112,7 +118,7 @@ class Api:
         return found
 
 
-IMAGE_JOB = {
+IMAGE_JOB: dict[str, Any] = {
     "kind": "image",
     "input": {
         "photo": {"upload_id": "0190c2e4-9b1a-7cc3-8b3f-0a3c7b1f9d11"}, "slot": "main",
@@ -142,7 +148,12 @@ async def running_api(settings: Settings, db: Database, storage: Storage) -> Asy
         settings=settings, db=db, queue=Queue(db), views=views, changes=Changes(), storage=storage,
         authenticator=keys, readiness=readiness, is_draining=lambda: bool(draining),
     )  # fmt: skip
-    app = build_app(deps)
+    keys_of_all = ServiceKeys(db, first_key=SERVICE_KEY)
+    providers = Providers(OfflineCutout(), OfflinePaint(), OfflineText())
+    more = [
+        *tokens.routes(deps), *webhooks.routes(deps), *usage.routes(deps, providers), *admin.routes(deps, keys_of_all),
+    ]  # fmt: skip
+    app = build_app(deps, more)
     creator = asyncio.create_task(deps.queue.run_creator())
     headers = {"Authorization": f"Bearer {SERVICE_KEY}"}
     try:

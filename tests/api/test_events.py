@@ -43,7 +43,7 @@ class Reader:
                     return name, json.loads(data), last_id
 
     async def until(self, name: str) -> list[tuple[str, Any, str | None]]:
-        seen = []
+        seen: list[tuple[str, Any, str | None]] = []
         while not seen or seen[-1][0] not in (name, "end"):
             seen.append(await self.next())
         return seen

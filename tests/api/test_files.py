@@ -169,7 +169,7 @@ async def test_html_is_never_shown_inside_our_origin(api: Api) -> None:
 
 
 async def test_archive_names_files_as_amazon_wants(api: Api) -> None:
-    body = IMAGE_JOB | {"input": IMAGE_JOB["input"] | {"product": {"title": "Chair", "sku": "OAK-7"}}}  # type: ignore[operator]
+    body = IMAGE_JOB | {"input": IMAGE_JOB["input"] | {"product": {"title": "Chair", "sku": "OAK-7"}}}
     _, job, _ = await api.call("POST", "/v1/jobs", json=body)
     for slot in ("main", "lifestyle"):
         await api.add_asset(UUID(job["id"]), picture(60 if slot == "main" else 70), slot=slot)

@@ -33,7 +33,7 @@ async def test_foreign_unknown_and_erased_ids_answer_the_same(api: Api) -> None:
         if "{id}" not in route.path or route.scope == "admin":
             continue
         topic = route.path.split("/")[2]
-        body = {"json": {}} if route.body is not None else {}
+        body: dict[str, Any] = {"json": {}} if route.body is not None else {}
         ids = [str(uuid4()), foreign.get(topic, mine["id"]), erased["id"], "-" * 36]
         answers = [await _probe(api, route.method, route.path.replace("{id}", i), **body) for i in ids]
         assert 404 == answers[0][0] or body, (route.path, answers[0])
