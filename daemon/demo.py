@@ -42,10 +42,10 @@ SAMPLE = ("sample_photo.jpg", "sample_photo_angle.jpg", "sample_product.json")
 LOG_NAME = "demo.log"
 _SHOWN_PX = 1000  # width of the pictures inside the page; the files beside it are whole
 _EXAMPLE_BULLETS = (
-    "Example: what it does for the buyer",
-    "Example: what it is made of",
-    "Example: where it is used",
-    "Example: how it is cared for",
+    "Benefit (example): what it does for the buyer",
+    "Material (example): what it is made of",
+    "Use (example): where and when it is used",
+    "Care (example): how it is kept in good condition",
 )
 
 T = TypeVar("T")
@@ -146,6 +146,7 @@ async def _with_service(
 
 async def _make(client: Client, subject: Subject, folder: DemoFolder, console: Console, began: float) -> bool:
     """Upload, enqueue, watch, fetch, write."""
+    await _cancel_leftovers(client)
     photo, *views = [{"upload_id": await client.upload(data)} for data in (subject.photo, *subject.views)]
     asked = {"photo": photo, "photos": views, "product": subject.product}
     created = {kind: await client.create_job(kind, asked) for kind in ("pack", "aplus")}
@@ -165,6 +166,14 @@ async def _make(client: Client, subject: Subject, folder: DemoFolder, console: C
     files = await _write(client, folder, listing)
     print_table(console, listing, folder.path, files, time.monotonic() - began)
     return not listing.has_failed_checks
+
+
+async def _cancel_leftovers(client: Client) -> None:
+    """End what a demo that was killed has left in the queue: it would run beside this one."""
+    page = await client.call("GET", "/v1/jobs", query={"state": "pending,processing,waiting", "limit": "100"})
+    for job in page["data"]:
+        if job["parent_id"] is None:
+            await client.call("POST", f"/v1/jobs/{job['id']}/cancel")
 
 
 async def _fetch(
@@ -302,7 +311,7 @@ def _make_up_facts(photo: Path) -> Mapping[str, Any]:
         "brand": "Example brand",
         "sku": "-".join(words).upper()[:40],
         "bullets": list(_EXAMPLE_BULLETS),
-        "in_the_box": ["Example: the product", "Example: a second part"],
+        "in_the_box": ["The product (example)", "A second part (example)"],
     }
 
 

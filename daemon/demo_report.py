@@ -24,12 +24,12 @@ def print_table(console: Console, listing: Listing, folder: Path, files: int, to
             overflow="fold",
         )
     for picture in listing.pictures:
-        size = f"{picture.width_px}×{picture.height_px}, {format_bytes(len(picture.data))}"
+        size = f"{max(picture.width_px, picture.height_px)} px {format_bytes(len(picture.data))}"
         table.add_row(
             picture.slot, escape(picture.file_name), size, _count(picture.checks), _seconds(picture.timing)
         )
     aplus = listing.aplus
-    size = f"{len(aplus.modules)} modules, {len(aplus.files)} images"
+    size = f"{len(aplus.modules)} modules"
     table.add_row("A+ content", "aplus/document.json", size, _count(aplus.checks), _seconds(aplus.timing))
     console.print()
     console.print(table)
