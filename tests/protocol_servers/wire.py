@@ -24,7 +24,8 @@ class Fault:
 
     status: other than 200, the call is refused and nothing is billed; body: instead of the server's own
     (None: its own error shape, or with 200 its own answer); delay_s: before the answer's first byte;
-    drip_s: seconds between single bytes; huge_bytes: so many are generated while sending;
+    drip_s: seconds between single bytes; huge_bytes: so many are generated while sending, under the
+    status huge_status;
     drop: the connection ends `before_read` (the request is not taken), `before_answer` (work done and
     billed, answer lost) or `mid_body`; keep: the share of the body sent before `mid_body`;
     code, type, details: for the error shape.
@@ -40,6 +41,7 @@ class Fault:
     delay_s: float = 0
     drip_s: float = 0
     huge_bytes: int = 0
+    huge_status: int = 200
     drop: Literal["", "before_read", "before_answer", "mid_body"] = ""
     keep: float = 0.5
 
@@ -250,8 +252,8 @@ class ProtocolServer:
         self, request: web.Request, call: Call, answer: Answer, fault: Fault
     ) -> web.StreamResponse:
         body = answer.body if fault.body is None else fault.body
-        call.status = answer.status
-        response = web.StreamResponse(status=answer.status)
+        call.status = fault.huge_status if fault.huge_bytes else answer.status
+        response = web.StreamResponse(status=call.status)
         response.headers.update(
             {"x-request-id": call.request_id, **self.rate_headers(), **answer.headers, **fault.headers}
         )
