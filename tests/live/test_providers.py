@@ -70,7 +70,7 @@ async def test_removebg_cuts_out(remove_bg_key: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [GeminiText, GenaiText])
-async def test_gemini_fills_a_document(gemini_key: str, kind: type[GeminiText] | type[GenaiText]) -> None:
+async def test_gemini_fills_a_document(gemini_key: str, kind: type[GeminiText | GenaiText]) -> None:
     provider = kind(
         api_key=gemini_key,
         base_url="https://generativelanguage.googleapis.com",
