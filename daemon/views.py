@@ -247,8 +247,9 @@ class Views:
 
     def show_created(self, job_id: UUID, job: NewJob, created_at: datetime) -> Job:
         """A job as it was at the moment it was stored; needs no look at the database."""
+        text = str(job_id)
         fields = {
-            "id": f'"{job_id}"', "kind": f'"{job.kind}"', "state": '"pending"',
+            "id": f'"{text}"', "kind": f'"{job.kind}"', "state": '"pending"',
             "user_id": dump(job.user_id) if job.user_id else "null", "project_id": _quote(job.project_id),
             "parent_id": "null", "slot": "null", "priority": str(job.priority), "attempt": "0",
             "max_attempts": str(job.max_attempts), "created_at": _time(created_at),
@@ -256,8 +257,8 @@ class Views:
             "expires_at": _time(job.expires_at), "cancel_requested": "false", "progress": "null",
             "queue_position": "null", "input": dump(job.input), "result": "null", "error": "null",
             "cost": '{"estimated_usd":"0","actual_usd":"0","unknown_calls":0}', "items": "[]",
-            "assets": "[]", "metadata": dump(job.metadata), "tags": dump(job.tags), "version": "1",
-            "links": self._links(job_id),
+            "assets": "[]", "metadata": dump(job.metadata) if job.metadata else "{}",
+            "tags": dump(job.tags) if job.tags else "[]", "version": "1", "links": self._links(text),
         }  # fmt: skip
         return Job(job_id, job.kind, State.PENDING, job.user_id, job.project_id, created_at, 1, (), fields)
 
@@ -293,7 +294,7 @@ class Views:
             "metadata": row["metadata"],
             "tags": row["tags"],
             "version": str(row["version"]),
-            "links": self._links(row["id"]),
+            "links": self._links(str(row["id"])),
         }
         return Job(
             row["id"], row["kind"], state, row["user_id"], row["project_id"], row["created_at"], row["version"],
@@ -308,7 +309,7 @@ class Views:
             asset["url"] = f"{self._base_url}/v1/assets/{asset['id']}"
         return dump(assets)
 
-    def _links(self, job_id: UUID) -> str:
+    def _links(self, job_id: str) -> str:
         own = f"{self._base_url}/v1/jobs/{job_id}"
         return f'{{"self":"{own}","events":"{own}/events","cancel":"{own}/cancel","retry":"{own}/retry"}}'
 
@@ -323,7 +324,9 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan
 
 def write_time(value: datetime) -> str:
     """RFC 3339 in UTC with milliseconds."""
-    return value.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    if value.tzinfo is not UTC:
+        value = value.astimezone(UTC)
+    return value.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def _time(value: datetime | None) -> str:
