@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 import click
 
 from daemon.cli_demo import demo
+from daemon.cli_jobs import enqueue, jobs
+from daemon.cli_keys import keys
+from daemon.cli_openapi import openapi
 from daemon.cli_options import Commands, config_option, read_settings, run_async
+from daemon.cli_queues import queues, top
+from daemon.cli_verify import verify
 
 if TYPE_CHECKING:
     from daemon.migrate import Applied, Migration
@@ -74,7 +79,8 @@ def version() -> None:
     click.echo(f"listingd {installed_version('listingd')} (Python {platform.python_version()})")
 
 
-commands.add_command(demo)
+for command in (demo, verify, enqueue, jobs, queues, top, keys, openapi):
+    commands.add_command(command)
 
 
 def main() -> None:

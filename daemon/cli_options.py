@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 if TYPE_CHECKING:
+    from daemon.errors import ListingdError
     from daemon.settings import Settings
 
 T = TypeVar("T")
@@ -27,15 +28,31 @@ class Commands(click.Group):
     """
 
     def invoke(self, ctx: click.Context) -> Any:
-        from daemon.errors import ListingdError, Misconfigured
+        from daemon.errors import ListingdError
 
         try:
             return super().invoke(ctx)
         except ListingdError as exc:
-            click.echo(f"error: {exc.message}", err=True)
-            if exc.hint:
-                click.echo(f"hint: {exc.hint}", err=True)
-            ctx.exit(EXIT_MISCONFIGURED if isinstance(exc, Misconfigured) else EXIT_FAILED)
+            _fail(ctx, exc)
+        except BaseExceptionGroup as group:
+            # The task group of a running service wraps what ends it, such as a port in use.
+            expected, bugs = group.split(ListingdError)
+            if expected is None or bugs is not None:
+                raise
+            leaf: BaseException = expected
+            while isinstance(leaf, BaseExceptionGroup):
+                leaf = leaf.exceptions[0]
+            assert isinstance(leaf, ListingdError)
+            _fail(ctx, leaf)
+
+
+def _fail(ctx: click.Context, exc: ListingdError) -> NoReturn:
+    from daemon.errors import Misconfigured
+
+    click.echo(f"error: {exc.message}", err=True)
+    if exc.hint:
+        click.echo(f"hint: {exc.hint}", err=True)
+    ctx.exit(EXIT_MISCONFIGURED if isinstance(exc, Misconfigured) else EXIT_FAILED)
 
 
 config_option: Callable[[Callable[..., T]], Callable[..., T]] = click.option(

@@ -38,7 +38,7 @@ class CallRefused(ListingdError):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a service is and the key that opens it."""
+    """Where a service is and the key that opens it; empty for what needs none."""
 
     url: str
     key: str
@@ -53,10 +53,9 @@ class Event:
     data: Any
 
 
-def find_target(settings: Settings, *, url: str | None = None) -> Target:
-    """The service these settings describe: `url` or LISTINGD_URL, else their own address.
+def find_url(settings: Settings, *, url: str | None = None) -> str:
+    """Where the service of these settings is: `url`, else LISTINGD_URL, else the settings' own address.
 
-    The key is LISTINGD_KEY, LISTINGD_SERVICE_KEY, or the one that the service left in its state dir.
     Errors: Misconfigured.
     """
     host = settings.http.host
@@ -69,7 +68,16 @@ def find_target(settings: Settings, *, url: str | None = None) -> Target:
             "The URL of the service must begin with http:// or https://.",
             hint="Correct --url or LISTINGD_URL.",
         )
-    return Target(url.rstrip("/"), os.environ.get("LISTINGD_KEY") or _read_key(settings))
+    return url.rstrip("/")
+
+
+def find_target(settings: Settings, *, url: str | None = None) -> Target:
+    """The service of these settings (`find_url`) and its key.
+
+    The key is LISTINGD_KEY, LISTINGD_SERVICE_KEY, or the one that the service left in its state dir.
+    Errors: Misconfigured.
+    """
+    return Target(find_url(settings, url=url), os.environ.get("LISTINGD_KEY") or _read_key(settings))
 
 
 def _read_key(settings: Settings) -> str:
@@ -89,7 +97,7 @@ def _read_key(settings: Settings) -> str:
 @asynccontextmanager
 async def open_client(target: Target) -> AsyncIterator[Client]:
     """A client for the length of the block. Nothing is sent yet."""
-    headers = {"Authorization": f"Bearer {target.key}"}
+    headers = {"Authorization": f"Bearer {target.key}"} if target.key else {}
     async with aiohttp.ClientSession(headers=headers, timeout=_CALL) as session:
         yield Client(session, target.url)
 
@@ -183,6 +191,18 @@ class Client:
                             yield event
         except (aiohttp.ClientError, TimeoutError) as exc:
             raise self._silent(exc) from exc
+
+    async def probe(self, path: str) -> tuple[int, Any]:
+        """Status and JSON of an answer, whatever it says; None for what is no JSON."""
+        try:
+            async with self._session.get(self.url + path) as response:
+                status, data = response.status, await response.read()
+        except (aiohttp.ClientError, TimeoutError) as exc:
+            raise self._silent(exc) from exc
+        try:
+            return status, json.loads(data)
+        except ValueError:
+            return status, None
 
     async def _send(self, method: str, path: str, **request: Any) -> bytes:
         try:
