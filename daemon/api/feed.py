@@ -22,6 +22,8 @@ from daemon.errors import Unavailable
 from daemon.views import Job, JobFilter, Views
 
 POLL_S = 0.25
+POLL_REST = 20
+"""Polling takes at most this part (1/20) of the time, however much is watched: local changes need no poll."""
 GATHER_S = 0.02  # what changes within this time is read by one query
 DISCOVER_S = 1.0
 READ_SIZE = 200
@@ -159,8 +161,9 @@ class Feed:
                     self._discover_at = now + DISCOVER_S
                     await self._discover()
                 if now >= poll_at:
-                    poll_at = now + POLL_S
                     moved |= await self._find_moved()
+                    took_s = time.monotonic() - now
+                    poll_at = now + max(POLL_S, took_s * POLL_REST)
                 if moved:
                     await self._read(moved)
             except Unavailable as exc:

@@ -10,6 +10,11 @@ function make(tag, text, parent, className) {
   return element;
 }
 
+// Text between backticks becomes code.
+function say(parent, text) {
+  text.split("`").forEach((part, index) => (index % 2 ? make("code", part, parent) : parent.append(part)));
+}
+
 function nameOf(schema) {
   if (!schema) return "";
   if (schema.$ref) return schema.$ref.split("/").pop();
@@ -29,7 +34,7 @@ function addRows(parent, heads, rows) {
   const body = table.createTBody();
   for (const cells of rows) {
     const row = body.insertRow();
-    cells.forEach((text, index) => make(index ? "span" : "code", text, row.insertCell()));
+    cells.forEach((text, index) => (index ? say(row.insertCell(), text) : make("code", text, row.insertCell())));
   }
 }
 
@@ -55,7 +60,7 @@ function addCall(parent, method, path, call, all) {
   make("code", path, head);
   make("span", call.summary, head, "dim");
   const body = make("div", undefined, box);
-  if (call.description) make("p", call.description, body);
+  if (call.description) say(make("p", undefined, body), call.description);
   make("p", call["x-scope"] ? "Scope: " + call["x-scope"] : "No credentials needed.", body, "dim");
   addRows(body, ["Parameter", "In", "Type", ""], call.parameters.map(
     (p) => [p.name + (p.required ? " *" : ""), p.in, nameOf(p.schema), p.description || ""]));
@@ -74,7 +79,8 @@ async function show() {
   const about = document.getElementById("about");
   try {
     const spec = await (await fetch("/openapi.json")).json();
-    about.textContent = spec.info.description;
+    about.textContent = "";
+    say(about, spec.info.description);
     const calls = document.getElementById("calls");
     for (const tag of spec.tags) {
       const section = make("section", undefined, calls);
