@@ -164,7 +164,13 @@ class _Run:
                     "The embedded PostgreSQL is not running.",
                     hint="It runs while the service runs: `listingd serve`, or systemctl start listingd.",
                 )
-        db = await database.open_pool(settings, dsn=dsn)
+        try:
+            db = await database.open_pool(settings, dsn=dsn)
+        except Unavailable as exc:
+            raise Unavailable(
+                f"The database does not answer: {exc.__cause__ or exc.message}",
+                hint="Start it, or correct LISTINGD_DATABASE_URL.",
+            ) from exc
         self._stack.push_async_callback(db.close)
         self._db = db
         async with db.acquire() as connection:
