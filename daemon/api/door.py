@@ -105,9 +105,7 @@ class Door:
             response = describe(exc).answer(visit.id)
         except web.HTTPException as exc:
             response = describe_http(exc).answer(visit.id)
-        if response.prepared:
-            pass  # a stream, or a file that has been sent
-        elif isinstance(response, web.Response):
+        if isinstance(response, web.Response):  # not a stream or a file, which have been sent by now
             self._compress(request, response)
             if self._deps.is_draining():
                 response.force_close()
