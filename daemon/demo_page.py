@@ -205,11 +205,13 @@ def _hero(listing: Listing, title: str) -> str:
             '<p class="note warn"><b>Example facts.</b> No facts were given with this photo, so title, brand and '
             "bullets are placeholders that say so. Give yours with <code>--facts product.json</code>.</p>"
         )
-    if "offline" in listing.providers:
+    if listing.providers == ["offline"]:
         notes += (
             '<p class="note"><b>Made offline.</b> No AI provider key is set, so the built-in image processing and '
             "the rules for texts did this work. With keys the scenes and texts come from the providers.</p>"
         )
+    else:
+        notes += f'<p class="note"><b>Made with</b> {escape(", ".join(listing.providers))}.</p>'
     bullets = "".join(f"<li>{escape(text)}</li>" for text in product.get("bullets", ()))
     return f"""<div class="hero"><figure><img src="{_uri(listing.photo)}" alt="The photo this was made from">
 <figcaption>The photo it began with{_more_views(listing.views)}: {escape(listing.photo_name)}, <span>{width_px} × {height_px} px</span></figcaption></figure>
