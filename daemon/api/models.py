@@ -381,9 +381,9 @@ class Problem(Answer):
 # -- headers that calls read -----------------------------------------------------------------------
 
 _Key = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[!-~]+$")]
-_Wait = Annotated[str, StringConstraints(pattern=r"^wait=([1-9]|[1-5][0-9]|60)$")]
 
 
+# Prefer and If-None-Match have no pattern here: what is not understood is ignored (RFC 7240, RFC 9110).
 class IdempotencyHeaders(BaseModel):
     idempotency_key: _Key | None = Field(
         None, alias="Idempotency-Key", description="Yours, new for each new request; kept 24 h."
@@ -391,14 +391,14 @@ class IdempotencyHeaders(BaseModel):
 
 
 class CreateHeaders(IdempotencyHeaders):
-    prefer: _Wait | None = Field(None, alias="Prefer", description="`wait=N`: seconds to wait for the end.")
+    prefer: str | None = Field(None, alias="Prefer", description="`wait=N`: seconds to wait for the end, 1 to 60.")
 
 
 class PollHeaders(BaseModel):
-    if_none_match: Annotated[str, StringConstraints(max_length=200)] | None = Field(
+    if_none_match: str | None = Field(
         None, alias="If-None-Match", description="The ETag that you have."
     )
-    prefer: _Wait | None = Field(None, alias="Prefer", description="`wait=N`: seconds to wait for a change.")
+    prefer: str | None = Field(None, alias="Prefer", description="`wait=N`: seconds to wait for a change, 1 to 60.")
 
 
 class LastEventHeaders(BaseModel):
