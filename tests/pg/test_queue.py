@@ -434,5 +434,5 @@ async def test_conflict_says_what_to_do(desk: Desk) -> None:
     queue = desk.queue
 
     with pytest.raises(Conflict) as caught:
-        await queue._replay(desk.connection, Idempotency("nobody", "none", "x"))  # noqa: SLF001 -- the race itself
+        await queue._replay(desk.connection, Idempotency("nobody", "none", "x"))
     assert "idempotency_in_flight" == caught.value.code

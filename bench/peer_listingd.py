@@ -1,0 +1,132 @@
+# venv=listingd
+"""listingd as one more contestant of the shared queue benchmark: the whole daemon, HTTP listener on, with the
+handler of kind `ping` wrapped so that it calls hit(i) at its start. bench/run.py copies it to the harness's
+peers/listingd.py. LISTINGD_BENCH_ROOT names this checkout."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+from typing import Any
+
+sys.path.insert(0, os.environ["LISTINGD_BENCH_ROOT"])
+from benchlib import DSN, Peer, main, opt
+
+PORT = opt("port", 8787)
+KEY = "bench-" + "k" * 40
+WORKERS = opt("workers", 500)
+HOW = opt("enqueue", "sql")  # --opt '{"enqueue":"http"}' measures the HTTP door
+
+
+def make_settings(**kw: Any) -> Any:
+    from daemon.settings import Settings
+
+    return Settings(
+        database_url=DSN, state_dir=tempfile.mkdtemp(prefix="ld-bench-"), service_key=KEY,
+        http={"port": PORT}, workers={"concurrency": WORKERS}, log={"level": "warning"},
+        limits={"requests_per_minute": 1_000_000}, instance=f"bench-{os.getpid()}", **kw,
+    )  # fmt: skip
+
+
+class Listingd(Peer):
+    name = "listingd"
+    dists = ("asyncpg", "aiohttp", "uvloop")
+    settings = {"enqueue": HOW, "workers": WORKERS, "loop": "uvloop", "log": "warning"}
+    bulk_chunk = opt("chunk", 5000 if HOW == "sql" else 1000)
+    sql_unfinished = (
+        "select exists(select from listingd.job_states s where s.state in ('pending', 'processing', 'waiting')"
+        " and s.fence >= (select f.last_value - 30000 from listingd.fences f))"
+    )
+    sql_finished = "select count(*) from listingd.job_states where state = 'completed'"
+    sql_seed = (
+        "create temp table seed as select s.id as old, listingd.new_id() as id from listingd.job_states s"
+        " cross join generate_series(1, $K) where s.state = 'completed'",
+        "insert into listingd.jobs (id, user_id, kind, created_at, input)"
+        " select t.id, j.user_id, j.kind, j.created_at, j.input from seed t join listingd.jobs j on j.id = t.old",
+        "insert into listingd.job_states (id, kind, user_id, state, version, attempt, started_at, finished_at, result)"
+        " select t.id, s.kind, s.user_id, s.state, s.version, s.attempt, s.started_at, s.finished_at, s.result"
+        " from seed t join listingd.job_states s on s.id = t.old",
+        "drop table seed",
+    )
+
+    async def setup(self) -> None:
+        from daemon.migrate import migrate
+
+        await migrate(DSN)
+
+    async def open(self) -> None:
+        self.api = None
+        if HOW == "sql":
+            import asyncpg
+
+            self.connection = await asyncpg.connect(DSN)
+            return
+        import aiohttp
+
+        if not await self.is_up():
+            self.api = await asyncio.create_subprocess_exec(sys.executable, __file__, "worker", env=os.environ)
+        while not await self.is_up():
+            await asyncio.sleep(0.05)
+        self.session = aiohttp.ClientSession(
+            f"http://127.0.0.1:{PORT}", headers={"Authorization": f"Bearer {KEY}"}
+        )
+
+    async def is_up(self) -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", PORT)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    async def close(self) -> None:
+        if HOW == "sql":
+            await self.connection.close()
+            return
+        await self.session.close()
+        if self.api is not None:
+            self.api.terminate()
+            await self.api.wait()
+
+    async def one(self, i: int) -> None:
+        if HOW == "sql":
+            await self.connection.fetchval(
+                "select listingd.enqueue_job($1, $2::jsonb)", "ping", json.dumps({"echo": i})
+            )
+            return
+        async with self.session.post("/v1/jobs", json={"kind": "ping", "input": {"echo": i}}) as answer:
+            assert answer.status in (200, 201, 202), await answer.text()
+            await answer.read()
+
+    async def many(self, ids: Any) -> None:
+        jobs = [{"kind": "ping", "input": {"echo": i}} for i in ids]
+        if HOW == "sql":
+            await self.connection.fetch("select listingd.enqueue_jobs($1::jsonb)", json.dumps(jobs))
+            return
+        async with self.session.post("/v1/jobs/batch", json={"jobs": jobs}) as answer:
+            assert answer.status < 300, await answer.text()
+            await answer.read()
+
+    async def work(self, hit: Any) -> None:
+        from daemon import handlers, logs, service
+        from daemon.handlers.context import JobContext
+
+        answer_ping = handlers.HANDLERS["ping"]
+
+        async def counted(ctx: JobContext) -> Any:
+            hit(ctx.input.echo)  # type: ignore[attr-defined]
+            return await answer_ping(ctx)
+
+        handlers.HANDLERS["ping"] = counted
+        settings = make_settings()
+        writer = logs.configure(settings)
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        async with service.run_service(settings):
+            await stop.wait()
+        writer.close()
+
+
+main(Listingd)
