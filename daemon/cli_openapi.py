@@ -28,7 +28,7 @@ def openapi(config: Path | None) -> None:
 async def _make_document(settings: Settings) -> dict[str, Any]:
     """The document of the routes the daemon serves, built on parts that are never opened."""
     from daemon import http
-    from daemon.api import admin, openapi, system, tokens, usage, webhooks
+    from daemon.api import openapi, system
     from daemon.api.deps import ApiDeps
     from daemon.changes import Changes
     from daemon.db import Database
@@ -44,10 +44,7 @@ async def _make_document(settings: Settings) -> dict[str, Any]:
         storage=await open_storage(settings.model_copy(update={"storage_url": "memory://"})),
         authenticator=_Nobody(), readiness=_is_not_ready, is_draining=lambda: True,
     )  # fmt: skip
-    more = [
-        *admin.routes(deps, ServiceKeys(db, first_key="")), *tokens.routes(deps), *webhooks.routes(deps),
-        *usage.routes(deps, build_providers(settings)),
-    ]  # fmt: skip
+    more = http.list_operator_routes(deps, ServiceKeys(db, first_key=""), build_providers(settings))
     table = http.build_app(deps, more)[http.ROUTES]
     url = settings.http.public_url or "/"
     return openapi.make_document(table, version=system.read_version(), url=url)

@@ -17,14 +17,16 @@ from typing import Any
 
 from aiohttp import web
 
-from daemon.api import assets, events, jobs, openapi, projects, system, uploads
+from daemon.api import admin, assets, events, jobs, openapi, projects, system, tokens, uploads, usage, webhooks
 from daemon.api.connection import Connection, Refused
 from daemon.api.deps import ApiDeps
 from daemon.api.door import Door
 from daemon.api.feed import Feed
 from daemon.api.routing import Route
 from daemon.errors import Misconfigured
+from daemon.providers.protocols import Providers
 from daemon.settings import Settings
+from daemon.tokens import ServiceKeys
 
 FEED: web.AppKey[Feed] = web.AppKey("feed", Feed)
 ROUTES: web.AppKey[tuple[Route, ...]] = web.AppKey("routes", tuple)
@@ -35,8 +37,18 @@ _BACKLOG = 1024
 _ID = "[0-9a-fA-F-]{36}"  # so that /v1/jobs/batch is no job's path
 
 
+def list_operator_routes(deps: ApiDeps, keys: ServiceKeys, providers: Providers) -> tuple[Route, ...]:
+    """The topics with dependencies of their own. keys: the authenticator's, so that a revocation counts at once."""
+    return (
+        *tokens.routes(deps),
+        *webhooks.routes(deps),
+        *usage.routes(deps, providers),
+        *admin.routes(deps, keys),
+    )
+
+
 def build_app(deps: ApiDeps, more: Iterable[Route] = ()) -> web.Application:
-    """The application. more: routes of topics that have dependencies of their own (tokens, webhooks, admin).
+    """The application. more: `list_operator_routes`.
 
     `app[FEED].run()` must be running for streams and long polls to see anything move; `serve` sees to it.
     """

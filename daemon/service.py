@@ -159,9 +159,7 @@ async def run_service(settings: Settings) -> AsyncIterator[Service]:
             background.create_task(service.supervisor.keep(name, run), name=name) for name, run in tasks.items()
         ]
         stack.callback(_cancel, running)
-        server = http.HttpServer(app, settings)
-        service.url = await server.start(next(iter(sdnotify.take_sockets()), None))
-        stack.push_async_callback(server.stop)
+        service.url = await stack.enter_async_context(http.serve(app, settings, sdnotify.take_sockets()))
         stack.push_async_callback(_drain, service)
         log.info(
             "service.ready", url=service.url, version=system.read_version(), startup_s=round(time.monotonic() - began, 3),
@@ -232,7 +230,7 @@ async def _build(
     users = UserTokens(settings.auth, await _open_key_set(settings, stack))
     read_tokens = ReadTokens(db)
     deps = ApiDeps(
-        settings=settings, db=db, queue=queue, views=Views(db), changes=changes, storage=storage,
+        settings=settings, db=db, queue=queue, views=Views(db, base_url=settings.http.public_url or ""), changes=changes, storage=storage,
         authenticator=BearerAuthenticator(
             keys=keys, users=users, read_tokens=read_tokens,
             failed_logins_per_minute=settings.limits.failed_logins_per_minute,
@@ -251,8 +249,7 @@ async def _build(
         "housekeeping": housekeeper.run,
         "retention": housekeeper.run_retention,
     }
-    app = http.build_app(deps)
-    tasks["feed"] = app[http.FEED].run
+    app = http.build_app(deps, http.list_operator_routes(deps, keys, providers))
     return service, app, tasks
 
 
