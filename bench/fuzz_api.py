@@ -13,7 +13,14 @@ from pathlib import Path
 
 # A schema cannot say that a cursor is one of ours or that bytes are a picture: "valid data is accepted" cannot
 # hold. A stream does not end.
-FIXED = ["--exclude-checks", "positive_data_acceptance", "--exclude-path-regex", "events$", "--request-timeout", "30"]
+FIXED = [
+    "--exclude-checks",
+    "positive_data_acceptance",
+    "--exclude-path-regex",
+    "events$",
+    "--request-timeout",
+    "30",
+]
 OPERATIONS = 45
 """About as many calls as the document has; only to turn cases into cases a call."""
 

@@ -63,7 +63,10 @@ def job(**more: object) -> dict[str, object]:
 def show(name: str, seconds: list[float], extra: str = "") -> None:
     seconds.sort()
     p50, p99 = seconds[len(seconds) // 2], seconds[int(len(seconds) * 0.99)]
-    print(f"{name:34} n {len(seconds):6}   p50 {p50 * 1000:8.2f} ms   p99 {p99 * 1000:8.2f} ms   {extra}", flush=True)
+    print(
+        f"{name:34} n {len(seconds):6}   p50 {p50 * 1000:8.2f} ms   p99 {p99 * 1000:8.2f} ms   {extra}",
+        flush=True,
+    )
 
 
 async def create(connect: Callable[[], Awaitable[Client]], connections: int, seconds: float) -> None:
@@ -106,7 +109,9 @@ async def streams(connect: Callable[[], Awaitable[Client]], pid: int, seconds: f
         await stream.reader.readuntil(b"event: snapshot")
         tasks.append(asyncio.create_task(listen(stream, job_id)))
         held.append(stream)
-    print(f"{STREAMS} streams: {(memory(pid) - before) / STREAMS:.1f} KiB each, {memory(pid) / 1024:.0f} MiB in all")
+    print(
+        f"{STREAMS} streams: {(memory(pid) - before) / STREAMS:.1f} KiB each, {memory(pid) / 1024:.0f} MiB in all"
+    )
     victims = iter(ids)
     await _stir(connect, victims, heard, seconds, f"{STREAMS} streams")
     for job_id in ids[STREAMS:]:
@@ -136,7 +141,9 @@ async def _stir(
         await asyncio.sleep(max(0.0, 0.05 - (time.perf_counter() - began)))
     await asyncio.sleep(2)  # the last events
     show(f"{name}: create", creates)
-    show(f"{name}: event delay", [heard[i] - at for i, at in cancelled.items()])  # KeyError: an event was lost
+    show(
+        f"{name}: event delay", [heard[i] - at for i, at in cancelled.items()]
+    )  # KeyError: an event was lost
 
 
 async def main(url: str, key: str, pid: int, seconds: float) -> None:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import tempfile
-from typing import Any
+from typing import Any, ClassVar
 
 sys.path.insert(0, os.environ["LISTINGD_BENCH_ROOT"])
 from benchlib import DSN, Peer, main, opt
@@ -33,7 +33,7 @@ def make_settings(**kw: Any) -> Any:
 class Listingd(Peer):
     name = "listingd"
     dists = ("asyncpg", "aiohttp", "uvloop")
-    settings = {"enqueue": HOW, "workers": WORKERS, "loop": "uvloop", "log": "warning"}
+    settings: ClassVar = {"enqueue": HOW, "workers": WORKERS, "loop": "uvloop", "log": "warning"}
     bulk_chunk = opt("chunk", 5000 if HOW == "sql" else 1000)
     sql_unfinished = (
         "select exists(select from listingd.job_states s where s.state in ('pending', 'processing', 'waiting')"
@@ -41,13 +41,19 @@ class Listingd(Peer):
     )
     sql_finished = "select count(*) from listingd.job_states where state = 'completed'"
     sql_seed = (
-        "create temp table seed as select s.id as old, listingd.new_id() as id from listingd.job_states s"
-        " cross join generate_series(1, $K) where s.state = 'completed'",
-        "insert into listingd.jobs (id, user_id, kind, created_at, input)"
-        " select t.id, j.user_id, j.kind, j.created_at, j.input from seed t join listingd.jobs j on j.id = t.old",
-        "insert into listingd.job_states (id, kind, user_id, state, version, attempt, started_at, finished_at, result)"
-        " select t.id, s.kind, s.user_id, s.state, s.version, s.attempt, s.started_at, s.finished_at, s.result"
-        " from seed t join listingd.job_states s on s.id = t.old",
+        (
+            "create temp table seed as select s.id as old, listingd.new_id() as id from listingd.job_states s"
+            " cross join generate_series(1, $K) where s.state = 'completed'"
+        ),
+        (
+            "insert into listingd.jobs (id, user_id, kind, created_at, input)"
+            " select t.id, j.user_id, j.kind, j.created_at, j.input from seed t join listingd.jobs j on j.id = t.old"
+        ),
+        (
+            "insert into listingd.job_states (id, kind, user_id, state, version, attempt, started_at, finished_at, result)"
+            " select t.id, s.kind, s.user_id, s.state, s.version, s.attempt, s.started_at, s.finished_at, s.result"
+            " from seed t join listingd.job_states s on s.id = t.old"
+        ),
         "drop table seed",
     )
 
@@ -66,8 +72,10 @@ class Listingd(Peer):
         import aiohttp
 
         if not await self.is_up():
-            self.api = await asyncio.create_subprocess_exec(sys.executable, __file__, "worker", env=os.environ)
-        while not await self.is_up():
+            self.api = await asyncio.create_subprocess_exec(
+                sys.executable, __file__, "worker", env=os.environ
+            )
+        while not await self.is_up():  # noqa: ASYNC110 -- another process's state: there is nothing to wait on
             await asyncio.sleep(0.05)
         self.session = aiohttp.ClientSession(
             f"http://127.0.0.1:{PORT}", headers={"Authorization": f"Bearer {KEY}"}

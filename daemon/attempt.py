@@ -178,7 +178,9 @@ class Attempt:
             )
         except ProviderError as exc:
             if exc.fate == "permanent":
-                raise Reject(exc.message, code="photo_unusable", hint=exc.hint, data={"reason": exc.code}) from exc
+                raise Reject(
+                    exc.message, code="photo_unusable", hint=exc.hint, data={"reason": exc.code}
+                ) from exc
             raise
 
     async def save_asset(
@@ -196,9 +198,7 @@ class Attempt:
         file_name: str | None = None,
     ) -> Asset:
         sha256 = await self._services.storage.put(data, content_type)
-        asset = Asset(
-            new_id(), slot, role, content_type, width_px, height_px, len(data), sha256, generated
-        )
+        asset = Asset(new_id(), slot, role, content_type, width_px, height_px, len(data), sha256, generated)
         version = await self._services.db.fetchval(
             "save_asset", self._job.fence, self._find_worker(), asset.id, slot, role, content_type, len(data),
             width_px, height_px, sha256, file_name, encode_json(list(checks)), generated, provider,
@@ -209,7 +209,12 @@ class Attempt:
 
     async def save_document(self, locale: str, document: Mapping[str, Any]) -> None:
         saved = await self._services.db.fetchval(
-            "save_aplus_content", self._job.fence, self._find_worker(), new_id(), locale, encode_json(document)
+            "save_aplus_content",
+            self._job.fence,
+            self._find_worker(),
+            new_id(),
+            locale,
+            encode_json(document),
         )
         if saved is None:
             raise Lost("The attempt was no longer ours when its document was to be kept.")
@@ -248,7 +253,9 @@ def read_input(kind: str, text: str) -> Payload:
             FieldError("/" + "/".join(str(part) for part in e["loc"]), e["type"], e["msg"])
             for e in exc.errors(include_input=False, include_url=False)
         ]
-        raise InvalidInput("The job's input does not fit its kind.", errors=errors) from None  # no input in logs
+        raise InvalidInput(
+            "The job's input does not fit its kind.", errors=errors
+        ) from None  # no input in logs
     except (ValueError, RecursionError) as exc:  # numbers of thousands of digits, nesting without end
         raise InvalidInput("The job's input cannot be read.", code="input_unreadable") from exc
 

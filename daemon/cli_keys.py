@@ -30,7 +30,9 @@ def keys() -> None:
 @click.option("--expires-at", help="RFC 3339 time after which it ends, such as 2027-01-01T00:00:00Z.")
 @url_option
 @config_option
-def create(name: str, scopes: tuple[str, ...], expires_at: str | None, url: str | None, config: Path | None) -> None:
+def create(
+    name: str, scopes: tuple[str, ...], expires_at: str | None, url: str | None, config: Path | None
+) -> None:
     """Make a key called NAME and print its token, this once."""
     body = {"name": name, "scopes": list(scopes)} | ({"expires_at": expires_at} if expires_at else {})
     _print_token(_call(config, url, "POST", "/v1/admin/keys", body))
@@ -77,7 +79,10 @@ def revoke(key_id: str, url: str | None, config: Path | None) -> None:
 
 def _print_token(key: dict[str, Any]) -> None:
     """The token alone on stdout, so that a script can take it."""
-    click.echo(f"{key['id']} ({key['name']}): {', '.join(key['scopes'])}. Keep the token, it is not shown again.", err=True)
+    click.echo(
+        f"{key['id']} ({key['name']}): {', '.join(key['scopes'])}. Keep the token, it is not shown again.",
+        err=True,
+    )
     click.echo(key["token"])
 
 

@@ -174,9 +174,7 @@ class Retry(ListingdError):
 
     code = "retry"
 
-    def __init__(
-        self, message: str, *, after_s: float = 0.0, counts_attempt: bool = True, **kw: Any
-    ) -> None:
+    def __init__(self, message: str, *, after_s: float = 0.0, counts_attempt: bool = True, **kw: Any) -> None:
         super().__init__(message, **kw)
         self.after_s = after_s
         self.counts_attempt = counts_attempt

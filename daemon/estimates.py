@@ -34,7 +34,9 @@ def estimate_usd(job_input: Payload, providers: Providers) -> Decimal:
             if job_input.photo is None:
                 return text
             count = sum(_count_images(module) for module in job_input.modules or PLANNED)
-            return text + cutout + count * providers.paint.estimate_usd(_request("lifestyle", 1024, None, None))
+            return (
+                text + cutout + count * providers.paint.estimate_usd(_request("lifestyle", 1024, None, None))
+            )
         case _:
             return Decimal(0)
 

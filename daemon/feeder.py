@@ -87,7 +87,8 @@ class Feeder:
 
     async def _start(self) -> None:
         """Everything pending from the mark on. Transactions that were open then may still fill fences below
-        the cursor; once they have ended, the same stretch is read a second time."""
+        the cursor; once they have ended, the same stretch is read a second time.
+        """
         mark, last = await self._queue.read_mark()
         _, self._started_at_snapshot = await self._queue.read_snapshot()
         self._first_mark = mark
@@ -162,7 +163,8 @@ class Feeder:
 
     async def _resolve_doubts(self) -> None:
         """Claims that came back empty: usually another process was faster; a row that was only locked for
-        a moment is still pending and comes back."""
+        a moment is still pending and comes back.
+        """
         doubts, self._doubts = self._doubts, set()
         if doubts:
             for row in await self._queue.read_ready(self._cursor.last, sorted(doubts), 0):

@@ -55,7 +55,9 @@ class Housekeeper:
         """Rescue, expire and read the tables' settings at every heartbeat. Errors: Unavailable."""
         while True:
             if self._lease.gone and not self._workers.running:
-                await self._lease.start()  # declared dead while we were stopped: begin anew, with nothing in hand
+                await (
+                    self._lease.start()
+                )  # declared dead while we were stopped: begin anew, with nothing in hand
             await self.rescue()
             await self._expire()
             await self._read_settings()
@@ -74,7 +76,11 @@ class Housekeeper:
             if row["state"] != "released":
                 metrics.JOBS_RESCUED.inc()
                 log.warning(
-                    "job.rescued", job_id=row["id"], kind=row["kind"], state=row["state"], from_worker=row["worker"]
+                    "job.rescued",
+                    job_id=row["id"],
+                    kind=row["kind"],
+                    state=row["state"],
+                    from_worker=row["worker"],
                 )
         if rows:
             self._changes.mark([row["id"] for row in rows])

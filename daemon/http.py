@@ -17,7 +17,19 @@ from typing import Any
 
 from aiohttp import web
 
-from daemon.api import admin, assets, events, jobs, openapi, projects, system, tokens, uploads, usage, webhooks
+from daemon.api import (
+    admin,
+    assets,
+    events,
+    jobs,
+    openapi,
+    projects,
+    system,
+    tokens,
+    uploads,
+    usage,
+    webhooks,
+)
 from daemon.api.connection import Connection, Refused
 from daemon.api.deps import ApiDeps
 from daemon.api.door import Door
@@ -34,7 +46,6 @@ ROUTES: web.AppKey[tuple[Route, ...]] = web.AppKey("routes", tuple)
 RESERVED_DESCRIPTORS = 128
 """Kept for the database, storage, providers and logs, besides the pool's own."""
 _BACKLOG = 1024
-_ID = "[0-9a-fA-F-]{36}"  # so that /v1/jobs/batch is no job's path
 
 
 def list_operator_routes(deps: ApiDeps, keys: ServiceKeys, providers: Providers) -> tuple[Route, ...]:
@@ -69,10 +80,9 @@ def build_app(deps: ApiDeps, more: Iterable[Route] = ()) -> web.Application:
     door = Door(deps, table)
     app = web.Application(middlewares=[door.answer], client_max_size=deps.settings.http.max_upload_bytes)
     for route in table:
-        path = route.path.replace("{id}", f"{{id:{_ID}}}")
-        app.router.add_route(route.method, path, route.handle)
+        app.router.add_route(route.method, route.path, route.handle)
         if route.method == "GET" and not route.token_in_query:
-            app.router.add_route("HEAD", path, route.handle)
+            app.router.add_route("HEAD", route.path, route.handle)
     app.on_response_prepare.append(door.dress)
     app[FEED] = feed
     app[ROUTES] = table

@@ -117,7 +117,7 @@ class KeySet:
 
 
 def read_key_set(body: bytes) -> dict[str, PublicKey]:
-    """kid -> key of every usable key in a JWKS document; the others are passed over. Errors: ValueError."""
+    """Kid -> key of every usable key in a JWKS document; the others are passed over. Errors: ValueError."""
     document = json.loads(body)
     entries = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list):

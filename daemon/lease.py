@@ -92,14 +92,15 @@ class Lease:
             json.dumps({"host": host, "pid": os.getpid(), "state_dir": str(self._state_dir)}),
         )  # fmt: skip
         assert row is not None  # insert … returning
-        self.worker_id = row["id"]
+        worker_id: int = row["id"]
+        self.worker_id = worker_id
         self.low_fence = row["low_fence"]
         self.confirmed_at = began
         self.gone = False
         if self._thread is None:
             self._thread = threading.Thread(target=self._beat_for_ever, name="heartbeat", daemon=True)
             self._thread.start()
-        return row["id"]
+        return worker_id
 
     async def stop(self) -> None:
         """End the heartbeat and give the lease back."""
@@ -114,7 +115,11 @@ class Lease:
             try:
                 asyncio.run(self._beat())
             except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
-                log.warning("lease.confirmed_late", silent_s=round(self.silent_s(), 2), error=str(exc) or type(exc).__name__)
+                log.warning(
+                    "lease.confirmed_late",
+                    silent_s=round(self.silent_s(), 2),
+                    error=str(exc) or type(exc).__name__,
+                )
             self._stop.wait(min(1.0, self._heartbeat_s / 4))
 
     async def _beat(self) -> None:

@@ -72,7 +72,8 @@ def failed(job: ClaimedJob, error: ListingdError, retry: RetrySettings) -> Ended
 
 def crashed(job: ClaimedJob, exc: Exception, retry: RetrySettings) -> Ended:
     """Anything else that escaped a handler is a bug: retried as an unknown failure, without its text (which
-    may hold a secret); the log has the traceback."""
+    may hold a secret); the log has the traceback.
+    """
     document = {
         "code": "handler_failed",
         "message": f"The {job.kind} handler failed unexpectedly ({type(exc).__name__}).",
@@ -82,6 +83,7 @@ def crashed(job: ClaimedJob, exc: Exception, retry: RetrySettings) -> Ended:
 
 
 def timed_out(job: ClaimedJob, limit_s: float, retry: RetrySettings) -> Ended:
+    """The attempt was stopped at its deadline; tried again like any passing failure."""
     document = {
         "code": "timed_out",
         "message": f"The attempt took longer than {limit_s:g} s.",
@@ -91,6 +93,7 @@ def timed_out(job: ClaimedJob, limit_s: float, retry: RetrySettings) -> Ended:
 
 
 def cancelled(job: ClaimedJob) -> Ended:
+    """Stopped because its user asked for it."""
     document = {"code": "cancelled", "message": "The job was cancelled."}
     return Ended(job.fence, State.CANCELLED, error_text=json.dumps(document))
 

@@ -22,9 +22,7 @@ from pydantic import (
 
 from daemon.amazon.aplus_limits import AplusModule
 
-Slot = Literal[
-    "main", "angle", "lifestyle", "infographic", "detail", "dimensions", "in_the_box"
-]
+Slot = Literal["main", "angle", "lifestyle", "infographic", "detail", "dimensions", "in_the_box"]
 PACK_SLOTS: tuple[Slot, ...] = (
     "main", "angle", "lifestyle", "infographic", "detail", "dimensions",
 )  # fmt: skip

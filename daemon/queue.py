@@ -40,7 +40,8 @@ class Idempotency:
 @dataclass(frozen=True, slots=True)
 class Created:
     """A job that was asked for. replayed: an earlier call with the same key made it. existing: an active job
-    of the same user holds the unique key; nothing was stored."""
+    of the same user holds the unique key; nothing was stored.
+    """
 
     id: UUID
     created_at: datetime | None
@@ -96,7 +97,8 @@ class Flushed:
 class BirthDesk(Protocol):
     """Says whether a new job may start at birth, and starts it once it is stored (workers.py)."""
 
-    worker_id: int | None
+    @property
+    def worker_id(self) -> int | None: ...
 
     def admit(self, kind: str, user_id: str) -> bool: ...
 
@@ -162,9 +164,7 @@ class Queue:
             raise InvalidInput(f"At most {MAX_BATCH} jobs at once.", code="batch_too_large")
         if not jobs:
             return []
-        ask = _Ask(
-            jobs, [new_id() for _ in jobs], idempotency, asyncio.get_running_loop().create_future()
-        )
+        ask = _Ask(jobs, [new_id() for _ in jobs], idempotency, asyncio.get_running_loop().create_future())
         self._asks.append(ask)
         self._asked.set()
         return await ask.done
@@ -190,7 +190,8 @@ class Queue:
 
     async def _fetch(self, connection: database.Connection, name: str, *args: Any) -> list[asyncpg.Record]:
         with database.translate_errors():
-            return await connection.fetch(self._db.sql[name], *args)
+            rows: list[asyncpg.Record] = await connection.fetch(self._db.sql[name], *args)
+            return rows
 
     def refuse_all(self, why: Unavailable) -> None:
         """Answer everybody who waits: used when the creator cannot connect."""
@@ -258,7 +259,11 @@ class Queue:
                 ))  # fmt: skip
         try:
             stored = await self._fetch(
-                connection, "create_jobs", *map(list, zip(*rows, strict=True)), self.births.worker_id, self.rivals
+                connection,
+                "create_jobs",
+                *map(list, zip(*rows, strict=True)),
+                self.births.worker_id,
+                self.rivals,
             )
         except BaseException:
             for job in born.values():
@@ -381,9 +386,7 @@ class Queue:
             if r["ok"]
         ]
 
-    async def report_progress(
-        self, reports: Mapping[int, Mapping[str, Any]], worker: int
-    ) -> set[int]:
+    async def report_progress(self, reports: Mapping[int, Mapping[str, Any]], worker: int) -> set[int]:
         """Write the latest progress of running jobs; the fences that still were ours."""
         rows = await self._db.fetch(
             "report_progress", list(reports), [json.dumps(p) for p in reports.values()], worker
@@ -410,7 +413,9 @@ class Queue:
         if row is None:
             return None
         state = State(row["state"])
-        return JobMove(row["id"], state, row["cancel_requested"], state is State.CANCELLED or row["cancel_requested"])
+        return JobMove(
+            row["id"], state, row["cancel_requested"], state is State.CANCELLED or row["cancel_requested"]
+        )
 
     async def retry(self, job_id: UUID, user_id: str | None = None) -> JobMove | None:
         """Make a failed or cancelled job pending again; None for an unknown or foreign id."""
@@ -426,7 +431,9 @@ class Queue:
 
     async def read_pending_from(self, fence: int, user_id: str | None, limit: int) -> list[ReadyRow]:
         """Pending jobs without run_at from a fence on, of one user or of all."""
-        return [ReadyRow._make(row) for row in await self._db.fetch("read_pending_from", fence, user_id, limit)]
+        return [
+            ReadyRow._make(row) for row in await self._db.fetch("read_pending_from", fence, user_id, limit)
+        ]
 
     async def read_due(self, from_s: float | None, to_s: float, limit: int) -> list[ReadyRow]:
         """Pending jobs due in (from_s, to_s] seconds from now; from_s None: all that are overdue too."""

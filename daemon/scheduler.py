@@ -299,7 +299,8 @@ class Scheduler:
 
     def _drop_idle(self, user: UserQueue) -> None:
         """Forget a user without jobs, so that the table stays small. One that is ahead of the others is kept
-        until they have caught up, and one that a kind's turns still name until it has come up there."""
+        until they have caught up, and one that a kind's turns still name until it has come up there.
+        """
         if user.running or user.size or user.spilled_from is not None:
             return
         if user.turn > self._turn + 1.0 / user.weight:
@@ -343,7 +344,14 @@ class Scheduler:
         return min(held + spilled, default=None)
 
     def explain(
-        self, *, fence: int, kind: str, user_id: str, due_in_s: float | None, free_slots: int, live_workers: int
+        self,
+        *,
+        fence: int,
+        kind: str,
+        user_id: str,
+        due_in_s: float | None,
+        free_slots: int,
+        live_workers: int,
     ) -> Reason:
         """The first reason why a pending job is not running, with its numbers."""
         queue = self.kinds.get(kind)
@@ -366,7 +374,9 @@ class Scheduler:
         ahead = self.position(fence, kind, user_id)
         if free_slots <= 0:
             return Reason(
-                "no_free_slot", f"All slots are taken; {ahead} jobs are ahead.", {"ahead": ahead, "free_slots": 0}
+                "no_free_slot",
+                f"All slots are taken; {ahead} jobs are ahead.",
+                {"ahead": ahead, "free_slots": 0},
             )
         if user is not None and user.turn > self._turn:
             return Reason(
@@ -377,7 +387,8 @@ class Scheduler:
 
     def position(self, fence: int, kind: str, user_id: str) -> int:
         """How many ready jobs come before this one: the user's own better ones, and for each of them and
-        for itself one of every other user (equal weights assumed)."""
+        for itself one of every other user (equal weights assumed).
+        """
         user = self.users.get(user_id)
         heap = user.heaps.get(kind, []) if user else []
         own = next((entry for entry in heap if entry[1] == fence), None)

@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-
 import aiohttp
 from aiohttp import web
 
@@ -34,6 +33,7 @@ from daemon.embedded import embedded_postgres, hold_state_dir
 from daemon.errors import Unavailable
 from daemon.feeder import Feeder
 from daemon.handlers import HANDLERS
+from daemon.handlers.context import Handler
 from daemon.handlers.webhook import WebhookHandler
 from daemon.housekeeping import Housekeeper
 from daemon.jwks import KeySet
@@ -55,7 +55,6 @@ from daemon.user_tokens import UserTokens
 from daemon.views import Views
 from daemon.webhooks import Webhooks
 from daemon.workers import Workers
-
 
 BUGS_BEFORE_EXIT = 5
 """A background task that died of a bug so often within a minute ends the process."""
@@ -156,7 +155,8 @@ async def run_service(settings: Settings) -> AsyncIterator[Service]:
         stack.push_async_callback(_end_lease, service.lease)
         background = await stack.enter_async_context(asyncio.TaskGroup())
         running = [
-            background.create_task(service.supervisor.keep(name, run), name=name) for name, run in tasks.items()
+            background.create_task(service.supervisor.keep(name, run), name=name)
+            for name, run in tasks.items()
         ]
         stack.callback(_cancel, running)
         service.url = await stack.enter_async_context(http.serve(app, settings, sdnotify.take_sockets()))
@@ -210,8 +210,9 @@ async def _build(
         providers=providers, settings=settings, pixels=pixels, worker_id=lambda: lease.worker_id,
         report_progress=lambda fence, report: workers.report_progress(fence, report),
     )  # fmt: skip
-    handlers = {**HANDLERS, "webhook": WebhookHandler(webhooks, settings)}
-    handlers["pack"] = with_children(handlers["pack"])
+    handlers: dict[str, Handler] = {
+        **HANDLERS, "pack": with_children(HANDLERS["pack"]), "webhook": WebhookHandler(webhooks, settings),
+    }  # fmt: skip
     workers = Workers(
         queue=queue, db=db, scheduler=scheduler, handlers=handlers,
         make_context=lambda job: Attempt(job, services), lease=lease, changes=changes, settings=settings,

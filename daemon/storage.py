@@ -129,9 +129,7 @@ class Storage:
             return False
         return True
 
-    async def stream(
-        self, sha256: str, start: int = 0, end: int | None = None
-    ) -> AsyncIterator[bytes]:
+    async def stream(self, sha256: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """The bytes from `start` up to but without `end`, in chunks; each chunk has the deadline of a request."""
         if end is None:
             end = (await self.stat(sha256)).size_bytes

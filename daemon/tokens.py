@@ -81,9 +81,7 @@ class ServiceKeys:
         self._clock = clock
         self._checked: dict[str, _Checked] = {}
 
-    async def create(
-        self, *, name: str, scopes: Iterable[str], expires_at: datetime | None = None
-    ) -> NewKey:
+    async def create(self, *, name: str, scopes: Iterable[str], expires_at: datetime | None = None) -> NewKey:
         """A new key and its token. Errors: Unavailable."""
         key_id, secret = _draw(12), _draw(43)
         row = await self._database.fetchrow(

@@ -198,7 +198,9 @@ class Views:
         document: str | None = await self._db.fetchval("read_job_document", job_id, user_id)
         return document
 
-    async def find_owner(self, job_id: UUID, user_id: str | None) -> tuple[str, UUID | None, UUID | None] | None:
+    async def find_owner(
+        self, job_id: UUID, user_id: str | None
+    ) -> tuple[str, UUID | None, UUID | None] | None:
         """(user_id, project_id, parent_id) of a job, or None."""
         row = await self._db.fetchrow("find_owner", job_id, user_id)
         return None if row is None else (row["user_id"], row["project_id"], row["parent_id"])
@@ -349,7 +351,9 @@ def _error(row: asyncpg.Record) -> str:
     attempts = row["attempts"]
     if row["state"] == State.COMPLETED or (row["error"] is None and attempts is None):
         return "null"
-    error = row["error"] or '{"code": "attempt_failed", "message": "An earlier attempt failed; see attempts."}'
+    error = (
+        row["error"] or '{"code": "attempt_failed", "message": "An earlier attempt failed; see attempts."}'
+    )
     inside = error.strip()
     if not inside.startswith("{"):
         return "null"

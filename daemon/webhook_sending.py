@@ -120,7 +120,9 @@ def check_url(url: str, allowed: Sequence[Network] = ()) -> None:
         port = parts.port
     except ValueError:
         host, port, parts = "", None, urlsplit("")
-    fits = parts.scheme in {"http", "https"} and host and port != 0 and not parts.username and not parts.password
+    fits = (
+        parts.scheme in {"http", "https"} and host and port != 0 and not parts.username and not parts.password
+    )
     if not fits or any(ch.isspace() or ord(ch) < 0x20 for ch in url):
         raise _refuse_url("must be an http or https URL with a host and without a password")
     try:

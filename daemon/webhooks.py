@@ -98,7 +98,9 @@ class Webhooks:
 
     async def read(self, user_id: str, endpoint_id: UUID) -> Endpoint:
         """Errors: NotFound, Unavailable."""
-        return _endpoint(_found(await self._database.fetchrow("list_webhook_endpoints", user_id, endpoint_id)))
+        return _endpoint(
+            _found(await self._database.fetchrow("list_webhook_endpoints", user_id, endpoint_id))
+        )
 
     async def update(
         self,

@@ -204,7 +204,8 @@ class Workers:
             running.context = context = self._make_context(job)
             result = await self._handlers[job.kind](context)
             if isinstance(result, FannedOut):
-                ended = await self._fan_out(job, result)
+                await self._fan_out(job, result)
+                ended = None
             else:
                 ended = outcomes.completed(job, result)
         except asyncio.CancelledError:
@@ -265,7 +266,12 @@ class Workers:
 
     def _tell(self, job: ClaimedJob, ended: Ended, run_s: float) -> None:
         """The canonical line of one attempt."""
-        facts: dict[str, Any] = {"job_id": job.id, "kind": job.kind, "user_id": job.user_id, "attempt": job.attempt}
+        facts: dict[str, Any] = {
+            "job_id": job.id,
+            "kind": job.kind,
+            "user_id": job.user_id,
+            "attempt": job.attempt,
+        }
         if ended.error_text is not None:
             facts["error"] = ended.error_text
         if ended.delay_s:
@@ -395,9 +401,7 @@ class Workers:
             self._count()
             safe = self._lease.is_safe()
             if not safe and (self.running or self._todo):
-                log.error(
-                    "lease.lost", running=len(self.running), silent_s=round(self._lease.silent_s(), 2)
-                )
+                log.error("lease.lost", running=len(self.running), silent_s=round(self._lease.silent_s(), 2))
                 self.lose_everything()
             for fence, running in list(self.running.items()):
                 if running.why is None:
@@ -450,7 +454,8 @@ class Workers:
 
     async def _raise_low_fence(self, now: float) -> None:
         """Let rescue's scan begin later, with 30 s of delay: a claim or birth in flight may still hold
-        a lower fence, and no statement lasts as long as that."""
+        a lower fence, and no statement lasts as long as that.
+        """
         if self._low_candidates and now - self._low_candidates[-1][0] < 10:
             return
         held = min((*self.running, *(job.fence for job in self._todo)), default=None)

@@ -60,7 +60,11 @@ def confine(principal: Principal, wanted: JobFilter) -> JobFilter:
 
 
 def covers(
-    principal: Principal, *, job_id: UUID | None = None, parent_id: UUID | None = None, project_id: UUID | None = None
+    principal: Principal,
+    *,
+    job_id: UUID | None = None,
+    parent_id: UUID | None = None,
+    project_id: UUID | None = None,
 ) -> bool:
     """Whether a read token's subject includes a thing that belongs to these. True for other credentials."""
     if principal.read_scope is None:

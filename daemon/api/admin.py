@@ -188,15 +188,18 @@ class Admin:
         _, body = await read_json(request, self._http)
         asked = validate(_CHANGE_QUEUE, body)
         await self._db.fetchrow(
-            "set_queue", kind, asked.paused, asked.why, "concurrency" in asked.model_fields_set, asked.concurrency
+            "set_queue",
+            kind,
+            asked.paused,
+            asked.why,
+            "concurrency" in asked.model_fields_set,
+            asked.concurrency,
         )
         return json_answer(await self._queue(kind))
 
     async def _queue(self, kind: str) -> dict[str, Any]:
         rows = {row["kind"]: row for row in await self._db.fetch("read_queues")}
-        loads = {
-            row["state"]: row for row in await self._db.fetch("read_queue_loads") if row["kind"] == kind
-        }
+        loads = {row["state"]: row for row in await self._db.fetch("read_queue_loads") if row["kind"] == kind}
         row: Mapping[str, Any] = rows.get(kind, {"paused": False, "paused_why": None, "concurrency": None})
         oldest_s = loads["pending"]["oldest_s"] if "pending" in loads else None
         return {
@@ -318,7 +321,9 @@ def routes(deps: ApiDeps, keys: ServiceKeys) -> list[Route]:
     """keys: the authenticator's own, so that a revoked key ends here at once."""
     admin = Admin(deps, keys)
     topic, scope, sent = "admin", "admin", (408, 413, 415, 422)
-    new_key = {201: Answer("The token is shown this once.", NewKeyAnswer, headers={"Cache-Control": "`no-store`"})}
+    new_key = {
+        201: Answer("The token is shown this once.", NewKeyAnswer, headers={"Cache-Control": "`no-store`"})
+    }
     return [
         Route("GET", "/v1/admin/queues", admin.list_queues, "List the queues", topic, scope, query=models.NoQuery,
               answers={200: Answer("One a kind.", Queues)}, problems=(422,)),

@@ -14,13 +14,14 @@ MAX_WAIT_S = 60
 _WAIT = re.compile(r"(?:^|[,;])\s*wait=(\d{1,6})\s*(?:$|[,;])", re.IGNORECASE)
 
 
-def json_answer(
-    body: Any, status: int = 200, headers: Mapping[str, str] | None = None
-) -> web.Response:
+def json_answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """A JSON answer. body: JSON text, or what `dump` takes."""
     text = body if isinstance(body, str) else dump(body)
     return web.Response(
-        body=text.encode("utf-8", "backslashreplace"), status=status, headers=headers, content_type="application/json"
+        body=text.encode("utf-8", "backslashreplace"),
+        status=status,
+        headers=headers,
+        content_type="application/json",
     )
 
 

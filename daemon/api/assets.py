@@ -55,7 +55,9 @@ class Assets:
         headers = {
             "ETag": tag,
             "Cache-Control": _KEEP,
-            "Content-Disposition": _disposition(file, attach=query.download or file.content_type not in _SAFE),
+            "Content-Disposition": _disposition(
+                file, attach=query.download or file.content_type not in _SAFE
+            ),
             "Last-Modified": format_datetime(file.created_at, usegmt=True),
             "Content-Security-Policy": _SANDBOX,
         }
@@ -83,7 +85,10 @@ class Assets:
             raise NotFound("The job has no files yet.")
         async with self._archives:
             data = await self._zip(files, document)
-        headers = {"Content-Disposition": f'attachment; filename="listing-{job_id}.zip"', "Cache-Control": "no-store"}
+        headers = {
+            "Content-Disposition": f'attachment; filename="listing-{job_id}.zip"',
+            "Cache-Control": "no-store",
+        }
         return web.Response(body=data, content_type="application/zip", headers=headers)
 
     async def _find(self, principal: Principal, file_id: UUID) -> File:
@@ -134,7 +139,9 @@ class Assets:
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
             for file, name in zip(files, names, strict=True):
                 data = await self._storage.get(file.sha256)
-                await asyncio.to_thread(archive.writestr, zipfile.ZipInfo(name, file.created_at.timetuple()[:6]), data)
+                await asyncio.to_thread(
+                    archive.writestr, zipfile.ZipInfo(name, file.created_at.timetuple()[:6]), data
+                )
             if document is not None:
                 archive.writestr("aplus-content.json", document)
         return buffer.getvalue()

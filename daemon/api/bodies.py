@@ -78,7 +78,9 @@ def parse(body: bytes) -> Any:
     except UnicodeDecodeError as exc:
         raise MalformedBody("The body is not UTF-8.") from exc
     except json.JSONDecodeError as exc:
-        raise MalformedBody(f"The body is no JSON: {exc.msg} at line {exc.lineno}, column {exc.colno}.") from exc
+        raise MalformedBody(
+            f"The body is no JSON: {exc.msg} at line {exc.lineno}, column {exc.colno}."
+        ) from exc
     except RecursionError as exc:
         raise MalformedBody(f"The document is nested more than {MAX_DEPTH} deep.") from exc
     # Only an escape can smuggle in NUL or half a surrogate pair; only a long body holds a long string.
@@ -181,5 +183,3 @@ _DECODER = json.JSONDecoder(
 def _too_large(max_bytes: int) -> TooLarge:
     size = f"{max_bytes // (1 << 20)} MiB" if max_bytes >= 1 << 20 else f"{max_bytes} bytes"
     return TooLarge(f"The body is larger than {size}.", data={"max_bytes": max_bytes})
-
-

@@ -58,7 +58,11 @@ class Connection(web.RequestHandler):
             self.head_since = self._loop.time()
 
     def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
     ) -> web.StreamResponse:
         """The answer to bytes that are no HTTP (400), and to a bug of ours (500), which is logged here."""
         visit = request.get(VISIT)
@@ -68,7 +72,9 @@ class Connection(web.RequestHandler):
                 "http.failed", method=request.method, path=request.path, request_id=request_id,
                 error=type(exc).__name__, exc_info=exc,
             )  # fmt: skip
-            problem = Problem(500, "internal", "A bug of ours; the log has it under the request id.", close=True)
+            problem = Problem(
+                500, "internal", "A bug of ours; the log has it under the request id.", close=True
+            )
         else:
             problem = Problem(400, "bad_request", "The request is no HTTP that can be read.", close=True)
         response = problem.answer(request_id)

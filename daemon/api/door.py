@@ -115,8 +115,10 @@ class Door:
     async def _admit(
         self, request: web.Request, handler: Handler, route: Route | None, visit: Visit
     ) -> web.StreamResponse:
-        if self._hosts and request.host.rpartition(":")[0].lower() not in self._hosts and (
-            request.host.lower() not in self._hosts
+        if (
+            self._hosts
+            and request.host.rpartition(":")[0].lower() not in self._hosts
+            and (request.host.lower() not in self._hosts)
         ):
             raise Misdirected("This host name is not served here.")
         if request.method == "OPTIONS" and self._is_preflight(request):
@@ -157,7 +159,10 @@ class Door:
                 headers["Access-Control-Expose-Headers"] = _EXPOSED
 
     def _is_preflight(self, request: web.Request) -> bool:
-        return request.headers.get("Origin") in self._origins and "Access-Control-Request-Method" in request.headers
+        return (
+            request.headers.get("Origin") in self._origins
+            and "Access-Control-Request-Method" in request.headers
+        )
 
     @staticmethod
     def _compress(request: web.Request, response: web.Response) -> None:
@@ -178,7 +183,9 @@ class Door:
         """
         if not self._is_proxy(request.remote or ""):
             return request
-        hops = [hop.strip() for line in request.headers.getall("X-Forwarded-For", []) for hop in line.split(",")]
+        hops = [
+            hop.strip() for line in request.headers.getall("X-Forwarded-For", []) for hop in line.split(",")
+        ]
         for hop in reversed(hops):
             if not self._is_proxy(hop):
                 try:

@@ -60,7 +60,10 @@ class Events:
             job = await self._views.read_job(job_id, principal.user_id)
             parent = None if job is None else json.loads(job.fields["parent_id"])
             if job is None or not covers(
-                principal, job_id=job_id, parent_id=UUID(parent) if parent else None, project_id=job.project_id
+                principal,
+                job_id=job_id,
+                parent_id=UUID(parent) if parent else None,
+                project_id=job.project_id,
             ):
                 raise no_such("job")
             if after is not None and after > job.version:
@@ -100,7 +103,13 @@ class Events:
             return stream
 
     async def _write_changes(
-        self, request: web.Request, stream: EventSourceResponse, watch: Watch, known: dict[UUID, Job], *, single: bool
+        self,
+        request: web.Request,
+        stream: EventSourceResponse,
+        watch: Watch,
+        known: dict[UUID, Job],
+        *,
+        single: bool,
     ) -> None:
         """Events of what moves, until the end of a single job, a cut, a revoked key or the process' stop."""
         checked_at = time.monotonic()
@@ -144,7 +153,9 @@ class Events:
         limit = self._deps.settings.http.max_streams
         if self._open >= limit:
             raise TooManyRequests(
-                f"{limit} event streams are open already.", code="too_many_streams", data={"retry_after_s": 10}
+                f"{limit} event streams are open already.",
+                code="too_many_streams",
+                data={"retry_after_s": 10},
             )
         return _Counted(self, request)
 
@@ -170,7 +181,11 @@ class _Counted:
         self._events = events
         self._request = request
         self._context = sse_response(
-            request, sep="\n", send_timeout=SEND_TIMEOUT_S, ping_interval=PING_S, headers={"Cache-Control": "no-store"}
+            request,
+            sep="\n",
+            send_timeout=SEND_TIMEOUT_S,
+            ping_interval=PING_S,
+            headers={"Cache-Control": "no-store"},
         )
 
     async def __aenter__(self) -> EventSourceResponse:
@@ -181,7 +196,9 @@ class _Counted:
             self._events.count(-1)
             raise
 
-    async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> bool:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: object
+    ) -> bool:
         self._events.count(-1)
         await self._context.__aexit__(None, None, None)
         if isinstance(exc, TimeoutError):
@@ -196,7 +213,9 @@ def _position(request: web.Request, after: str | None) -> int | None:
     if given is None:
         return None
     if not (given.isascii() and given.isdigit() and len(given) <= 18):
-        raise InvalidInput("The position cannot be read.", code="invalid_input", hint="Send an `id:` of the stream.")
+        raise InvalidInput(
+            "The position cannot be read.", code="invalid_input", hint="Send an `id:` of the stream."
+        )
     return int(given)
 
 
@@ -228,7 +247,9 @@ def routes(deps: ApiDeps, feed: Feed) -> list[Route]:
     """The routes of this topic."""
     events = Events(deps, feed)
     stream = Answer(
-        "Events: snapshot, then job, progress, asset, done.", {"type": "string"}, content_type="text/event-stream"
+        "Events: snapshot, then job, progress, asset, done.",
+        {"type": "string"},
+        content_type="text/event-stream",
     )
     return [
         Route(

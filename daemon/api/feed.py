@@ -80,7 +80,11 @@ class Watch:
 
     def wants(self, job: Job) -> bool:
         """Whether a job that is not followed is new to the reader and its subject."""
-        if job.id in self.followed or self._ended.get(job.id, 0) >= job.version or not _matches(self.subject, job):
+        if (
+            job.id in self.followed
+            or self._ended.get(job.id, 0) >= job.version
+            or not _matches(self.subject, job)
+        ):
             return False
         # What had ended before the stream was opened is no news, unless it was retried since.
         return not job.is_final or job.created_at >= self._opened_at or job.id in self._ended
@@ -171,7 +175,9 @@ class Feed:
                 await asyncio.sleep(POLL_S)
             except Exception as exc:
                 # One row that cannot be shown must not end everybody's streams. The next poll looks again.
-                log.error("http.failed", method="GET", path="events", route="feed", error=str(exc), exc_info=exc)
+                log.error(
+                    "http.failed", method="GET", path="events", route="feed", error=str(exc), exc_info=exc
+                )
                 await asyncio.sleep(POLL_S)
             if changed:
                 await asyncio.sleep(GATHER_S)
@@ -248,5 +254,3 @@ def _matches(subject: JobFilter | None, job: Job) -> bool:
         and subject.project_id in (None, job.project_id)
         and (subject.tag is None or f'"{subject.tag}"' in job.fields["tags"])
     )
-
-

@@ -54,7 +54,9 @@ class Idempotency:
                     data={"retry_after_s": 1},
                 )  # fmt: skip
             kept = json.loads(row["response"])
-            return json_answer(kept["body"], kept["status"], kept["headers"] | {"Idempotency-Replayed": "true"})
+            return json_answer(
+                kept["body"], kept["status"], kept["headers"] | {"Idempotency-Replayed": "true"}
+            )
         try:
             response = await call()
         except BaseException:  # nothing was done: the same key may try again

@@ -81,7 +81,9 @@ class Jobs:
 
     async def read(self, request: web.Request) -> web.Response:
         principal = request[PRINCIPAL]
-        wanted = read_query(request, models.JobQuery) if request.query_string else models.JobQuery(fields=None)
+        wanted = (
+            read_query(request, models.JobQuery) if request.query_string else models.JobQuery(fields=None)
+        )
         job = await self._read_own(principal, path_id(request, "job"))
         wait_s = 0
         if matches(request, etag(job)):
@@ -131,7 +133,9 @@ class Jobs:
             raise no_such("job")
         if not erasure.erased:
             if erasure.parent_id is not None:
-                raise Conflict("The job is part of another one.", code="part_of_pack", hint="Erase its parent.")
+                raise Conflict(
+                    "The job is part of another one.", code="part_of_pack", hint="Erase its parent."
+                )
             raise Conflict("The job is still active.", code="job_active", hint="Cancel it first, or wait.")
         self._changes.mark([job_id])
         return web.Response(status=204)
@@ -153,7 +157,8 @@ class Jobs:
             raise no_such("job")
         if not move.changed:
             raise Conflict(
-                f"The job is {move.state}; only failed and cancelled jobs can be retried.", code="not_retryable"
+                f"The job is {move.state}; only failed and cancelled jobs can be retried.",
+                code="not_retryable",
             )
         self._changes.mark([job_id])
         job = await self._read_own(principal, job_id)

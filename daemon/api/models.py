@@ -27,7 +27,9 @@ MAX_METADATA_BYTES = 16_384
 
 StateName = Literal["pending", "processing", "waiting", "completed", "failed", "cancelled"]
 Kind = Literal["image", "pack", "aplus", "ping"]
-UserId = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(lambda v: _printable(v))]
+UserId = Annotated[
+    str, StringConstraints(min_length=1, max_length=255), AfterValidator(lambda v: _printable(v))
+]
 Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:/=@+-]{1,64}$")]
 
 
@@ -63,7 +65,9 @@ class Body(BaseModel):
 class Webhook(Body):
     """Where to tell of this job alone."""
 
-    url: Annotated[str, StringConstraints(max_length=2000, pattern=r"^https?://[^\s]+$"), AfterValidator(_printable)]
+    url: Annotated[
+        str, StringConstraints(max_length=2000, pattern=r"^https?://[^\s]+$"), AfterValidator(_printable)
+    ]
     events: tuple[
         Literal["job.completed", "job.failed", "job.cancelled", "job.started", "job.item_completed"], ...
     ] = Field(default=(), max_length=5)
@@ -176,7 +180,9 @@ class EventsQuery(Query):
     after: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,18}$")] | None = Field(
         None, description="Position to go on from; the header Last-Event-ID wins."
     )
-    token: Annotated[str, StringConstraints(max_length=4096)] | None = Field(None, description="A read token.")
+    token: Annotated[str, StringConstraints(max_length=4096)] | None = Field(
+        None, description="A read token."
+    )
 
 
 class StreamQuery(EventsQuery):
@@ -376,8 +382,6 @@ class Problem(Answer):
     errors: list[FieldProblem]
 
 
-
-
 # -- headers that calls read -----------------------------------------------------------------------
 
 _Key = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[!-~]+$")]
@@ -391,14 +395,16 @@ class IdempotencyHeaders(BaseModel):
 
 
 class CreateHeaders(IdempotencyHeaders):
-    prefer: str | None = Field(None, alias="Prefer", description="`wait=N`: seconds to wait for the end, 1 to 60.")
+    prefer: str | None = Field(
+        None, alias="Prefer", description="`wait=N`: seconds to wait for the end, 1 to 60."
+    )
 
 
 class PollHeaders(BaseModel):
-    if_none_match: str | None = Field(
-        None, alias="If-None-Match", description="The ETag that you have."
+    if_none_match: str | None = Field(None, alias="If-None-Match", description="The ETag that you have.")
+    prefer: str | None = Field(
+        None, alias="Prefer", description="`wait=N`: seconds to wait for a change, 1 to 60."
     )
-    prefer: str | None = Field(None, alias="Prefer", description="`wait=N`: seconds to wait for a change, 1 to 60.")
 
 
 class LastEventHeaders(BaseModel):

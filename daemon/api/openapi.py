@@ -97,13 +97,20 @@ def _operation(route: Route, references: Mapping[_Key, dict[str, Any]]) -> dict[
 
 
 def _operation_id(route: Route) -> str:
-    words = [word for word in re.split(r"[^a-z0-9]+", route.path.replace("{", "by_")) if word not in ("", "v1")]
+    words = [
+        word for word in re.split(r"[^a-z0-9]+", route.path.replace("{", "by_")) if word not in ("", "v1")
+    ]
     return "_".join([route.method.lower(), *(words or ["start"])])
 
 
 def _parameters(route: Route) -> Iterable[dict[str, Any]]:
     for name in re.findall(r"{(\w+)}", route.path):
-        yield {"name": name, "in": "path", "required": True, "schema": _UUID if name == "id" else {"type": "string"}}
+        yield {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": _UUID if name == "id" else {"type": "string"},
+        }
     for place, model in (("query", route.query), ("header", route.headers)):
         if model is None:
             continue

@@ -22,7 +22,8 @@ PAGES: dict[str, Page] = {
         "POST /v1/uploads, not into JSON.",
     ),
     "bad_request": Page(
-        "The request cannot be read", "Check the request line, the headers and the query string for broken encoding."
+        "The request cannot be read",
+        "Check the request line, the headers and the query string for broken encoding.",
     ),
     # 401, 402, 403
     "unauthenticated": Page(
@@ -46,7 +47,8 @@ PAGES: dict[str, Page] = {
     ),
     "method_not_allowed": Page("The method is not allowed here", "See the `Allow` header and /docs."),
     "not_acceptable": Page(
-        "No such representation", "Accept application/json, or the content type that /docs gives for the call."
+        "No such representation",
+        "Accept application/json, or the content type that /docs gives for the call.",
     ),
     "request_timeout": Page("The request took too long to arrive", "Send it again over a better connection."),
     "expectation_failed": Page("The expectation cannot be met", "Send no `Expect` header."),
@@ -54,7 +56,9 @@ PAGES: dict[str, Page] = {
         "This host is not served here", "Use a host name that LISTINGD_HTTP__ALLOWED_HOSTS lists."
     ),
     # 409, 410
-    "conflict": Page("Not possible in this state", "Read the job: its state has changed, or never allowed this."),
+    "conflict": Page(
+        "Not possible in this state", "Read the job: its state has changed, or never allowed this."
+    ),
     "job_active": Page("The job is still active", "Cancel it or wait for its end, then erase it."),
     "part_of_pack": Page("The job is part of another one", "Erase its parent as a whole."),
     "not_retryable": Page(
@@ -71,7 +75,9 @@ PAGES: dict[str, Page] = {
     # 413, 415
     "too_large": Page("The request is too large", "JSON bodies may have 1 MiB, photos 25 MiB."),
     "unsupported_media": Page("The content type is not taken", "JSON calls take application/json alone."),
-    "image_pixels": Page("The picture has too many pixels", "Send at most 40 megapixels and 12,000 px a side."),
+    "image_pixels": Page(
+        "The picture has too many pixels", "Send at most 40 megapixels and 12,000 px a side."
+    ),
     "image_bytes": Page("The picture has too many bytes", "Ask for a smaller size_px."),
     "image_unrecognised": Page("This is no picture", "Send the photo as JPEG, PNG or WEBP."),
     "image_format": Page("The picture's format is not taken", "Send the photo as JPEG, PNG or WEBP."),
@@ -90,27 +96,39 @@ PAGES: dict[str, Page] = {
     "idempotency_key_reused": Page(
         "The Idempotency-Key was used for something else", "Use a new key for a new request."
     ),
-    "image_empty": Page("The upload has no bytes", "Send the photo's bytes as the body, or as one multipart file."),
+    "image_empty": Page(
+        "The upload has no bytes", "Send the photo's bytes as the body, or as one multipart file."
+    ),
     "image_truncated": Page("The picture is cut off", "Send the file again; it ends too early."),
     "image_damaged": Page("The picture is damaged", "Open it in an image program and save it again."),
     "upload_missing": Page("The form holds no file", "Send one file part, in any field."),
     # 429, 503
-    "too_many_requests": Page("Too many requests", "Slow down; `Retry-After` and `RateLimit` say by how much."),
-    "too_many_refusals": Page("Too many refused credentials", "Check the key; come back after `Retry-After`."),
+    "too_many_requests": Page(
+        "Too many requests", "Slow down; `Retry-After` and `RateLimit` say by how much."
+    ),
+    "too_many_refusals": Page(
+        "Too many refused credentials", "Check the key; come back after `Retry-After`."
+    ),
     "too_many_streams": Page(
-        "Too many event streams are open", "Follow all jobs on one GET /v1/events instead of one stream a job."
+        "Too many event streams are open",
+        "Follow all jobs on one GET /v1/events instead of one stream a job.",
     ),
     "unavailable": Page(
         "Not available right now", "Nothing was changed. The same request may succeed after `Retry-After`."
     ),
-    "draining": Page("The daemon is stopping", "Send the request again: another daemon or the next start takes it."),
+    "draining": Page(
+        "The daemon is stopping", "Send the request again: another daemon or the next start takes it."
+    ),
     "too_many_connections": Page(
-        "Too many connections are open", "Keep connections alive and share them; come back after `Retry-After`."
+        "Too many connections are open",
+        "Keep connections alive and share them; come back after `Retry-After`.",
     ),
     "storage_refused": Page("The object store refuses access", "An operator must check its credentials."),
     "storage_unavailable": Page("The object store does not answer", "Try again after `Retry-After`."),
     "storage_corrupt": Page("A stored file is damaged", "An operator must restore it; or run the job again."),
-    "misconfigured": Page("The daemon is not set up for this", "An operator must change a setting; see the detail."),
+    "misconfigured": Page(
+        "The daemon is not set up for this", "An operator must change a setting; see the detail."
+    ),
     # 500
     "internal": Page("A bug of ours", "Report it with the request id; the log has the rest under that id."),
 }

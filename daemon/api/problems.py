@@ -110,10 +110,9 @@ class Problem:
             "detail": self.detail,
             "instance": f"urn:listingd:request:{request_id}",
             "request_id": request_id,
-            "retryable": self.status in _RETRYABLE or self.code in ("idempotency_in_flight", "unique_key_moved"),
-            "errors": [
-                {"pointer": f.pointer, "code": f.code, "detail": f.detail} for f in self.fields[:100]
-            ],
+            "retryable": self.status in _RETRYABLE
+            or self.code in ("idempotency_in_flight", "unique_key_moved"),
+            "errors": [{"pointer": f.pointer, "code": f.code, "detail": f.detail} for f in self.fields[:100]],
         }
         response = web.Response(
             body=dump(body).encode("utf-8", "backslashreplace"),

@@ -14,6 +14,7 @@ from daemon.api.routing import Answer, Route
 
 def routes(deps: ApiDeps) -> list[Route]:
     """The routes of this topic."""
+
     async def read(request: web.Request) -> web.Response:
         principal = request[PRINCIPAL]
         project_id = path_id(request, "project")

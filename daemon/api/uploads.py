@@ -45,14 +45,18 @@ class Uploads:
                 hint="With curl: --data-binary @photo.jpg -H 'Content-Type: image/jpeg'.",
             )
         async with self._in_flight:
-            data = await (self._read_form(request) if content_type == "multipart/form-data" else self._read_raw(request))
+            data = await (
+                self._read_form(request) if content_type == "multipart/form-data" else self._read_raw(request)
+            )
             info = await asyncio.to_thread(codec.inspect, data)
             sha256 = await self._storage.put(data, info.content_type)
         return await self._idempotency.once(
             request, lambda: self._note(user_id, sha256, len(data), info), content=sha256
         )
 
-    async def _note(self, user_id: str, sha256: str, size_bytes: int, info: codec.PictureInfo) -> web.Response:
+    async def _note(
+        self, user_id: str, sha256: str, size_bytes: int, info: codec.PictureInfo
+    ) -> web.Response:
         upload_id = new_id()
         await self._views.create_upload(
             upload_id, user_id, sha256=sha256, content_type=info.content_type, size_bytes=size_bytes,
@@ -88,7 +92,9 @@ class Uploads:
         except (HttpProcessingError, ValueError, AssertionError, RuntimeError, LookupError,
                 web.RequestPayloadError) as exc:  # fmt: skip
             raise MalformedBody("The form cannot be read.") from exc
-        raise InvalidInput("The form holds no file.", code="upload_missing", hint="With curl: -F file=@photo.jpg.")
+        raise InvalidInput(
+            "The form holds no file.", code="upload_missing", hint="With curl: -F file=@photo.jpg."
+        )
 
     async def _read_part(self, part: BodyPartReader) -> bytes:
         data = bytearray()

@@ -38,8 +38,8 @@ def _split(value: Any) -> Any:
 
 
 class UsageQuery(models.Query):
-    group_by: Annotated[tuple[Group, ...], BeforeValidator(_split), Field(min_length=1, max_length=4)] = Field(
-        ("day",), description="Comma-separated. By provider, a job counts at each provider it called."
+    group_by: Annotated[tuple[Group, ...], BeforeValidator(_split), Field(min_length=1, max_length=4)] = (
+        Field(("day",), description="Comma-separated. By provider, a job counts at each provider it called.")
     )
     since: models.QueryTime | None = Field(None, description="Default: 30 days before `until`.")
     until: models.QueryTime | None = Field(None, description="Default: now. At most 366 days after `since`.")
@@ -167,7 +167,9 @@ def _rounded(value: float | None) -> float | None:
 
 def _wants_csv(request: web.Request) -> bool:
     """Whether the caller prefers CSV: it names it, and does not name JSON before it."""
-    accepted = [part.partition(";")[0].strip().lower() for part in request.headers.get("Accept", "").split(",")]
+    accepted = [
+        part.partition(";")[0].strip().lower() for part in request.headers.get("Accept", "").split(",")
+    ]
     return "text/csv" in accepted and "application/json" not in accepted[: accepted.index("text/csv")]
 
 

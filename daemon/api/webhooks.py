@@ -57,7 +57,9 @@ class ChangeEndpoint(models.Body):
 
 
 class RotateSecret(models.Body):
-    overlap_s: int = Field(86_400, ge=0, le=604_800, description="Seconds for which the old secret signs along.")
+    overlap_s: int = Field(
+        86_400, ge=0, le=604_800, description="Seconds for which the old secret signs along."
+    )
 
 
 class DeliveryQuery(models.Query):
@@ -185,7 +187,9 @@ class WebhookCalls:
         return await self._rotate(request, path_id(request, "webhook"))
 
     async def read_job_secret(self, request: web.Request) -> web.Response:
-        return json_answer({"secret": await self._webhooks.read_secret(_owner(request), None)}, headers=_NO_STORE)
+        return json_answer(
+            {"secret": await self._webhooks.read_secret(_owner(request), None)}, headers=_NO_STORE
+        )
 
     async def rotate_job_secret(self, request: web.Request) -> web.Response:
         return await self._rotate(request, None)
@@ -201,7 +205,11 @@ class WebhookCalls:
         owner = _owner(request)
         wanted = read_query(request, DeliveryQuery)
         found = await self._webhooks.list_deliveries(
-            owner, endpoint_id=wanted.endpoint_id, state=wanted.state, before=wanted.cursor, limit=wanted.limit + 1
+            owner,
+            endpoint_id=wanted.endpoint_id,
+            state=wanted.state,
+            before=wanted.cursor,
+            limit=wanted.limit + 1,
         )
         page = found[: wanted.limit]
         cursor = str(page[-1].id) if len(found) > wanted.limit else None

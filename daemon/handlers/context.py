@@ -15,8 +15,7 @@ from uuid import UUID
 
 from daemon.jobs import ChildJob, FannedOut
 from daemon.payloads import Payload
-from daemon.providers.protocols import Providers as Providers  # handlers and workers name it from here
-from daemon.providers.protocols import RateHint, Usage
+from daemon.providers.protocols import Providers, RateHint, Usage
 
 
 @dataclass(frozen=True, slots=True)

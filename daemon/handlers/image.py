@@ -149,7 +149,9 @@ def _draw(wanted: ImageInput, cutout: Cutout, painted: Painted | None, words: Wo
         ), "close-up of the seller's photo")  # fmt: skip
     if wanted.slot == "angle":
         picture = scenes.paint_studio(product, min(size_px, 2400), min(size_px, 2400), seed=1, wishes=wishes)
-        return Drawn(fit_frame(picture, size_px, size_px), provenance.Made.DRAWN, derived="the seller's second photo")
+        return Drawn(
+            fit_frame(picture, size_px, size_px), provenance.Made.DRAWN, derived="the seller's second photo"
+        )
     backdrop = to_image(scenes.paint_sweep(palette_of(trim(product), wishes), size_px, size_px))
     if wanted.slot == "in_the_box":
         return _draw_words(wanted, product, backdrop, words, provenance.Made.DRAWN, "")
@@ -187,14 +189,18 @@ def _check_enlargement(product: Image.Image, size_px: int) -> Check:
     """Warn when the product's own pixels had to be stretched far."""
     factor = 0.90 * size_px / max(trim(product).size)
     soft = factor > _MAX_ENLARGEMENT
-    detail = "The photo is small: the product looks soft in the zoom." if soft else "The photo is large enough."
+    detail = (
+        "The photo is small: the product looks soft in the zoom." if soft else "The photo is large enough."
+    )
     return Check("enlargement", "warn" if soft else "pass", round(factor, 2), _MAX_ENLARGEMENT, detail)
 
 
 def _check_cropping(product: Image.Image) -> Check:
     """Warn when the product runs out of the photo: Amazon wants the whole product in the main image."""
     touches = judge_mask(np.asarray(product)).edge_contact
-    said = "The product touches the photo's edge and may be cropped." if touches else "The photo shows it whole."
+    said = (
+        "The product touches the photo's edge and may be cropped." if touches else "The photo shows it whole."
+    )
     return Check("whole_product_in_photo", "warn" if touches else "pass", round(touches, 4), 0, said)
 
 

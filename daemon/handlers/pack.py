@@ -46,7 +46,9 @@ def _collect(slots: Sequence[Slot], children: Sequence[ChildJob]) -> dict[str, A
     ended = [by_slot[slot] for slot in slots if slot in by_slot]
     bad = [child for child in ended if child.state is not State.COMPLETED]
     if bad or len(ended) < len(slots):
-        named = ", ".join(f"{child.slot} ({(child.error or {}).get('code', child.state.value)})" for child in bad)
+        named = ", ".join(
+            f"{child.slot} ({(child.error or {}).get('code', child.state.value)})" for child in bad
+        )
         raise Reject(
             f"{len(slots) - len(ended) + len(bad)} of {len(slots)} pictures failed: {named}.",
             code="items_failed",

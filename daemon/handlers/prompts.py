@@ -64,9 +64,7 @@ def fill_template(template: str, values: Mapping[str, str]) -> str:
     return _FIELD.sub(lambda found: values[found.group(1)], template)
 
 
-def paint_prompt(
-    slot: str, product: Product, style: Style, *, width_px: int, height_px: int
-) -> Prompt:
+def paint_prompt(slot: str, product: Product, style: Style, *, width_px: int, height_px: int) -> Prompt:
     """The prompt for one painted picture: a slot of a pack, or a role of an A+ image ("aplus_…")."""
     name = "aplus" if slot.startswith("aplus") else slot
     template, version = load_template(name)
@@ -80,7 +78,9 @@ def paint_prompt(
         facts["features"] = list(product.bullets)
     wishes = {k: v for k, v in style.model_dump(mode="json").items() if v}
     values = {
-        "style": fill_template(shared, {"fidelity": _checklist(product), "facts": quote("product_facts", facts)}),
+        "style": fill_template(
+            shared, {"fidelity": _checklist(product), "facts": quote("product_facts", facts)}
+        ),
         "wishes": quote("seller_wishes", wishes),
         "frame": _describe_frame(width_px, height_px),
         "role": _ROLES.get(slot, "The product in a fitting, calm scene."),

@@ -58,9 +58,7 @@ def require_facts(slots: Sequence[Slot], product: Product) -> None:
     Errors: Reject facts_missing; data["missing"] names the fields and the slots that need them.
     """
     missing = {
-        need: slot
-        for slot in slots
-        if (need := SLOTS[slot].needs) is not None and not getattr(product, need)
+        need: slot for slot in slots if (need := SLOTS[slot].needs) is not None and not getattr(product, need)
     }
     if not missing:
         return

@@ -77,9 +77,7 @@ def _measure_sharpness(region: Image.Image) -> float:
     return float(values.var()) if values.size else 0.0
 
 
-def _best_window(
-    pixels: npt.NDArray[np.uint8], mask: FloatMask, side: int
-) -> tuple[int, int, float]:
+def _best_window(pixels: npt.NDArray[np.uint8], mask: FloatMask, side: int) -> tuple[int, int, float]:
     """Top left corner of the window with most going on inside the product, and its share of product."""
     lab = cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB).astype(np.float32)
     inner = cv2.erode(mask, np.ones((5, 5), np.uint8))
@@ -115,7 +113,9 @@ def _best_window(
 
 def _window_means(values: FloatMask, width: int, height: int) -> npt.NDArray[np.float64]:
     total = cv2.integral(values, sdepth=cv2.CV_64F)
-    sums = total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]
+    sums = (
+        total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]
+    )
     return np.asarray(sums / (width * height), dtype=np.float64)
 
 

@@ -193,9 +193,7 @@ class _Sheet:
                        width_px=0.86 * side, height_px=list_top - box_top - 0.06 * side)  # fmt: skip
         return heading, _Plan(self.margin, self.margin, inner, tuple(placed_items), placed, missed)
 
-    def draw(
-        self, canvas: Image.Image, heading: _Heading, plan: _Plan, palette: Palette
-    ) -> tuple[Box, ...]:
+    def draw(self, canvas: Image.Image, heading: _Heading, plan: _Plan, palette: Palette) -> tuple[Box, ...]:
         """Draw all words; the boxes of the heading and of the list."""
         pen = ImageDraw.Draw(canvas)
         x, y = plan.heading_x, plan.heading_y
@@ -280,9 +278,7 @@ class _Sheet:
 
 
 def _row_heights(items: Sequence[_Item], columns: int) -> list[int]:
-    return [
-        max(item.height_px for item in items[i : i + columns]) for i in range(0, len(items), columns)
-    ]
+    return [max(item.height_px for item in items[i : i + columns]) for i in range(0, len(items), columns)]
 
 
 def _stand(backdrop: Image.Image, placed: Placed, *, light_from_left: bool) -> Image.Image:

@@ -81,13 +81,17 @@ def paint_studio(
     sweep = paint_sweep(palette, width, height)
     scaled_height = min(box[1] * height, box[0] * width * product.height / product.width)
     foot = 0.5 * height + 0.5 * scaled_height + 0.02 * height
-    placed = place(product, centre_x=width / 2, bottom=foot, width_px=box[0] * width, height_px=box[1] * height)
+    placed = place(
+        product, centre_x=width / 2, bottom=foot, width_px=box[0] * width, height_px=box[1] * height
+    )
     return _finish(rng, _stand(sweep, placed, light_from_left=light_from_left, strength=0.46), grain=0.003)
 
 
 def paint_sweep(palette: Palette, width: int, height: int) -> FloatPicture:
     """A seamless studio backdrop without product: light, a pool of light in the middle."""
-    ground, panel = (np.asarray(c, dtype=np.float32) / np.float32(255) for c in (palette.ground, palette.panel))
+    ground, panel = (
+        np.asarray(c, dtype=np.float32) / np.float32(255) for c in (palette.ground, palette.panel)
+    )
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     away = np.clip(np.sqrt((0.8 * x) ** 2 + (0.9 * (y + 0.15)) ** 2) - 0.25, 0, 1.2) / 1.2
@@ -153,7 +157,9 @@ def _paint_room(
 
     side = max(width, height)
     if width <= 2.4 * height:  # a banner has words where the prop would stand
-        wall = _paint_prop(rng, wall, palette, frame, horizon, on_floor=on_floor, light_from_left=light_from_left)
+        wall = _paint_prop(
+            rng, wall, palette, frame, horizon, on_floor=on_floor, light_from_left=light_from_left
+        )
     if on_floor:
         wall[horizon - round(0.035 * height) : horizon] *= 1.06  # a skirting board
         wall[horizon - round(0.037 * height) : horizon - round(0.035 * height)] *= 0.93
@@ -176,7 +182,7 @@ def _paint_room(
     rows = np.arange(height, dtype=np.float32)[:, None, None]
     edge = np.exp(-(((rows - horizon) / (0.022 * height)) ** 2))
     full = full * (1 - edge) + soft * edge
-    seam = np.exp(-((rows - horizon + 0.004 * height) / (0.010 * height)) ** 2) * 0.10
+    seam = np.exp(-(((rows - horizon + 0.004 * height) / (0.010 * height)) ** 2)) * 0.10
     return np.asarray(full * (1 - seam), dtype=np.float32)
 
 
@@ -189,9 +195,7 @@ def _paint_prop(
     side, tall = max(width, height), 0.50 * min(width, height) * (1.15 if on_floor else 1)
     is_left = frame.centre_x > 0.6 or not light_from_left
     prop_x = (frame.centre_x + (-0.36 if is_left else 0.34)) * width
-    vase, branches = surfaces.vase_with_branches(
-        rng, width, height, prop_x, horizon + 0.012 * height, tall
-    )
+    vase, branches = surfaces.vase_with_branches(rng, width, height, prop_x, horizon + 0.012 * height, tall)
     lightness, _, hue = to_lch(palette.wall)
     wall = _cover(wall, from_lch(lightness - 0.20, 0.035, 130), 0.62 * blur(branches, 0.0085 * side))
     wall = _cover(wall, from_lch(min(0.93, lightness + 0.05), 0.014, hue), blur(vase, 0.0085 * side))
@@ -207,9 +211,7 @@ def _surface_colour(palette: Palette, *, stone: bool) -> RGB:
     return from_lch(0.74 if not palette.light_product else 0.64, 0.062, 66)
 
 
-def _stand(
-    scene: FloatPicture, placed: Placed, *, light_from_left: bool, strength: float
-) -> FloatPicture:
+def _stand(scene: FloatPicture, placed: Placed, *, light_from_left: bool, strength: float) -> FloatPicture:
     """The product standing in the scene with its shadows."""
     height, width = scene.shape[:2]
     alpha = alpha_on_canvas(placed, width, height)
@@ -221,9 +223,7 @@ def _stand(
     return np.asarray(_lay(scene, placed, alpha, light_from_left=light_from_left), dtype=np.float32)
 
 
-def _lay(
-    scene: FloatPicture, placed: Placed, alpha: FloatMask, *, light_from_left: bool
-) -> FloatPicture:
+def _lay(scene: FloatPicture, placed: Placed, alpha: FloatMask, *, light_from_left: bool) -> FloatPicture:
     height, width = alpha.shape
     canvas = Image.new("RGB", (width, height))
     canvas.paste(placed.product.convert("RGB"), (placed.x, placed.y))

@@ -152,7 +152,9 @@ def _branch(rng: Rng, width: int, height: int, start: tuple[float, float], angle
     for i in range(steps):
         angle += bend
         nx, ny = x + math.cos(angle) * length / steps, y + math.sin(angle) * length / steps
-        cv2.line(mask, (round(x), round(y)), (round(nx), round(ny)), 1.0, max(1, round(length / 130)), cv2.LINE_AA)
+        cv2.line(
+            mask, (round(x), round(y)), (round(nx), round(ny)), 1.0, max(1, round(length / 130)), cv2.LINE_AA
+        )
         x, y = nx, ny
         if i == 0:
             continue

@@ -87,9 +87,7 @@ class Typesetter:
         """Advance of one line in px, kerning included."""
         return self._font(weight, size_px).getlength(text)
 
-    def wrap(
-        self, text: str, weight: Weight, size_px: int, width_px: float
-    ) -> tuple[str, ...] | None:
+    def wrap(self, text: str, weight: Weight, size_px: int, width_px: float) -> tuple[str, ...] | None:
         """Lines no wider than width_px, about equally long; None when a single word is wider."""
         words = _breakable(text)
         lines = self._greedy(words, weight, size_px, width_px)
@@ -123,7 +121,9 @@ class Typesetter:
         while size_px >= min_px:
             line_px = round(size_px * leading)
             most = min(max_lines, int(height_px // line_px))
-            if self.width(text, weight, size_px) > most * width_px:  # no need to try: it is longer than the box
+            if (
+                self.width(text, weight, size_px) > most * width_px
+            ):  # no need to try: it is longer than the box
                 size_px -= max(1, size_px // 24)
                 continue
             lines = self.wrap(text, weight, size_px, width_px)

@@ -232,7 +232,7 @@ def _capped_adapter(max_bytes: int) -> Any:
             if response.status_code != 200:
                 raise _Refused(response.status_code, bytes(body), response.headers)
             response._content = bytes(body)  # noqa: SLF001 -- what requests itself sets when it has read
-            response._content_consumed = True  # noqa: SLF001
+            response._content_consumed = True  # type: ignore[attr-defined]  # noqa: SLF001
             response.raw.release_conn()
             return response
 

@@ -91,9 +91,7 @@ def _compose(request: PaintRequest, cutout: Image.Image) -> tuple[Image.Image, s
     )  # fmt: skip
 
 
-def _compose_aplus(
-    request: PaintRequest, cutout: Image.Image, category: str
-) -> tuple[Image.Image, str]:
+def _compose_aplus(request: PaintRequest, cutout: Image.Image, category: str) -> tuple[Image.Image, str]:
     """A scene for broad and large pictures; small ones alternate between scene, studio and close-up.
 
     hints["view"] ("scene", "studio", "detail") chooses, else the seed does.

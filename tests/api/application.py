@@ -74,7 +74,9 @@ class Api:
         headers = dict(kw.pop("headers", {}))
         if user is not None:
             headers["Authorization"] = f"Bearer user:{user}"
-        async with self.client.request(method, self.url + path, headers=headers, allow_redirects=False, **kw) as r:
+        async with self.client.request(
+            method, self.url + path, headers=headers, allow_redirects=False, **kw
+        ) as r:
             body = await r.read()
             is_json = r.content_type in ("application/json", "application/problem+json") and body
             return r.status, (await r.json(content_type=None)) if is_json else body, r
@@ -89,7 +91,9 @@ class Api:
     async def claim(self) -> list[tuple[UUID, int]]:
         """Claim everything that is ready: (id, fence)."""
         async with self.deps.db.acquire() as c:
-            rows = await c.fetch("select fence from listingd.job_states where state = 'pending' order by fence")
+            rows = await c.fetch(
+                "select fence from listingd.job_states where state = 'pending' order by fence"
+            )
             got = await c.fetch(
                 "select id, fence from listingd.mark_jobs_processing('test', $1)", [r["fence"] for r in rows]
             )

@@ -35,5 +35,3 @@ def configured(settings: Settings, db: Database, storage: Storage) -> Callable[.
         return running_api(own, db, storage)
 
     return start
-
-

@@ -43,7 +43,9 @@ class Operated:
     client: aiohttp.ClientSession
     db: Database
 
-    async def call(self, method: str, path: str, token: str | None = FIRST, **kw: Any) -> tuple[int, Any, Any]:
+    async def call(
+        self, method: str, path: str, token: str | None = FIRST, **kw: Any
+    ) -> tuple[int, Any, Any]:
         """(status, JSON or bytes, headers)."""
         headers = {**kw.pop("headers", {}), **({} if token is None else {"Authorization": f"Bearer {token}"})}
         async with self.client.request(method, self.url + path, headers=headers, **kw) as answer:

@@ -77,7 +77,9 @@ async def test_queue_is_paused_limited_and_resumed(api: Operated) -> None:
     _, resumed, _ = await api.call("PATCH", "/v1/admin/queues/ping", json={"paused": False})
     _, free, _ = await api.call("PATCH", "/v1/admin/queues/ping", json={"concurrency": None})
 
-    assert (True, "moving", 3, 1) == tuple(paused[k] for k in ("paused", "paused_why", "concurrency", "pending"))
+    assert (True, "moving", 3, 1) == tuple(
+        paused[k] for k in ("paused", "paused_why", "concurrency", "pending")
+    )
     assert (False, None, 3) == tuple(resumed[k] for k in ("paused", "paused_why", "concurrency"))
     assert free["concurrency"] is None
     assert 404 == (await api.call("PATCH", "/v1/admin/queues/nothing", json={}))[0]
@@ -146,27 +148,40 @@ async def test_document_holds_all_routes(api: Operated) -> None:
     _, document, _ = await api.call("GET", "/openapi.json", None)
 
     validate(document)
-    assert {"/v1/tokens", "/v1/usage", "/v1/estimate", "/v1/webhooks/{id}", "/v1/admin/keys"} <= set(document["paths"])
+    assert {"/v1/tokens", "/v1/usage", "/v1/estimate", "/v1/webhooks/{id}", "/v1/admin/keys"} <= set(
+        document["paths"]
+    )
 
 
 async def test_token_is_minted_for_own_jobs_alone(api: Operated) -> None:
     """P13: another's job answers as one that does not exist."""
     _, job, _ = await api.call("POST", "/v1/jobs", json={"kind": "ping", "input": {}, "user_id": "u1"})
 
-    status, minted, _ = await api.call("POST", "/v1/tokens", user_token("u1"), json={"scope": f"job:{job['id']}"})
+    status, minted, _ = await api.call(
+        "POST", "/v1/tokens", user_token("u1"), json={"scope": f"job:{job['id']}"}
+    )
     foreign = await api.call("POST", "/v1/tokens", user_token("u2"), json={"scope": f"job:{job['id']}"})
     unknown = await api.call("POST", "/v1/tokens", user_token("u2"), json={"scope": f"job:{uuid4()}"})
 
     assert 201 == status
     assert 200 == (await api.call("GET", f"/v1/jobs/{job['id']}", minted["token"]))[0]
     assert 403 == (await api.call("POST", f"/v1/jobs/{job['id']}/cancel", minted["token"]))[0]
-    assert 403 == (await api.call("POST", "/v1/tokens", minted["token"], json={"scope": f"job:{job['id']}"}))[0]
+    assert (
+        403 == (await api.call("POST", "/v1/tokens", minted["token"], json={"scope": f"job:{job['id']}"}))[0]
+    )
     assert (404, 404) == (foreign[0], unknown[0])
     assert foreign[1]["detail"] == unknown[1]["detail"]
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"scope": "admin"}, {"scope": "job:x"}, {"scope": "user:u1", "ttl_s": 90_000}, {"scope": "user:a\nb"}]
+    "body",
+    [
+        {},
+        {"scope": "admin"},
+        {"scope": "job:x"},
+        {"scope": "user:u1", "ttl_s": 90_000},
+        {"scope": "user:a\nb"},
+    ],
 )
 async def test_odd_token_requests_are_422(api: Operated, body: object) -> None:
     assert 422 == (await api.call("POST", "/v1/tokens", json=body))[0]
@@ -204,7 +219,9 @@ async def test_webhook_endpoint_from_birth_to_end(api: Operated) -> None:
 
 
 async def test_another_users_endpoint_answers_as_unknown(api: Operated) -> None:
-    _, made, _ = await api.call("POST", "/v1/webhooks", user_token("u1"), json={"url": "https://hooks.example.com/a"})
+    _, made, _ = await api.call(
+        "POST", "/v1/webhooks", user_token("u1"), json={"url": "https://hooks.example.com/a"}
+    )
 
     for method, tail, body in (
         ("GET", "", None), ("PATCH", "", {}), ("DELETE", "", None), ("POST", "/test", None),
@@ -237,7 +254,9 @@ async def test_job_secret_is_ones_own(api: Operated) -> None:
     _, mine, _ = await api.call("GET", "/v1/webhooks/job-secret", user_token("u1"))
     _, again, _ = await api.call("GET", "/v1/webhooks/job-secret", user_token("u1"))
     _, service, _ = await api.call("GET", "/v1/webhooks/job-secret")
-    _, rotated, _ = await api.call("POST", "/v1/webhooks/job-secret/rotate", user_token("u1"), json={"overlap_s": 0})
+    _, rotated, _ = await api.call(
+        "POST", "/v1/webhooks/job-secret/rotate", user_token("u1"), json={"overlap_s": 0}
+    )
 
     assert mine == again
     assert 3 == len({mine["secret"], service["secret"], rotated["secret"]})

@@ -150,11 +150,13 @@ async def test_expired_key_is_refused(keys: ServiceKeys) -> None:
 
 
 async def test_memory_of_a_check_ends_with_the_key(keys: ServiceKeys, clock: Clock) -> None:
-    new = await keys.create(name="a", scopes=["read"], expires_at=datetime.now(UTC) + timedelta(milliseconds=300))
+    new = await keys.create(
+        name="a", scopes=["read"], expires_at=datetime.now(UTC) + timedelta(milliseconds=300)
+    )
     assert await keys.verify(new.token) is not None
 
     clock.now += 0.4
-    while datetime.now(UTC) <= new.key.expires_at:  # type: ignore[operator]
+    while datetime.now(UTC) <= new.key.expires_at:  # type: ignore[operator]  # noqa: ASYNC110 -- the wall clock
         await asyncio.sleep(0.01)
 
     assert await keys.verify(new.token) is None
@@ -168,7 +170,10 @@ async def test_rotation_keeps_the_old_key_for_the_overlap(keys: ServiceKeys) -> 
     assert old.key.scopes == new.key.scopes
     assert await keys.verify(old.token) is not None
     assert await keys.verify(new.token) is not None
-    assert {key.id: key.expires_at is None for key in await keys.list_keys()} == {old.key.id: False, new.key.id: True}
+    assert {key.id: key.expires_at is None for key in await keys.list_keys()} == {
+        old.key.id: False,
+        new.key.id: True,
+    }
 
 
 async def test_rotation_without_overlap_ends_the_old_key(keys: ServiceKeys) -> None:
@@ -198,7 +203,9 @@ async def test_last_use_is_written_once_a_minute(keys: ServiceKeys, db: Database
 
     assert first is not None
     assert first == (await keys.list_keys())[0].last_used_at
-    await db.pool.execute("update listingd.service_keys set last_used_at = last_used_at - interval '2 minutes'")
+    await db.pool.execute(
+        "update listingd.service_keys set last_used_at = last_used_at - interval '2 minutes'"
+    )
     clock.now += 31
     await keys.verify(new.token)
     assert first <= ((await keys.list_keys())[0].last_used_at or first)
@@ -290,14 +297,18 @@ async def test_read_token_of_a_service_is_confined_to_the_owner(
 
 
 @pytest.mark.parametrize("scope", ["job:{other}", f"job:{uuid4()}", f"project:{uuid4()}", "user:u2"])
-async def test_nobody_mints_for_what_is_not_theirs(read_tokens: ReadTokens, database: str, scope: str) -> None:
+async def test_nobody_mints_for_what_is_not_theirs(
+    read_tokens: ReadTokens, database: str, scope: str
+) -> None:
     other = await new_job(database, "u2")
 
     with pytest.raises(NotFound):
         await read_tokens.mint(scope.format(other=other), user_id="u1", minted_by="", ttl_s=900)
 
 
-@pytest.mark.parametrize("scope", ["", "job", "job:", "job:1", "admin:1", "user:", "user:a\x00", "job:" + "x" * 300])
+@pytest.mark.parametrize(
+    "scope", ["", "job", "job:", "job:1", "admin:1", "user:", "user:a\x00", "job:" + "x" * 300]
+)
 async def test_unreadable_scope_is_invalid(read_tokens: ReadTokens, scope: str) -> None:
     with pytest.raises(InvalidInput):
         await read_tokens.mint(scope, user_id=None, minted_by="", ttl_s=900)

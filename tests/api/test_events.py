@@ -64,7 +64,7 @@ async def test_stream_tells_a_whole_life_in_order(api: Api) -> None:
         [(job_id, fence)] = await api.claim()
         started = await reader.next()
         await api.execute(
-            "update listingd.job_states set progress = '{\"done\": 1, \"total\": 2}', version = version + 1 where id = $1",
+            'update listingd.job_states set progress = \'{"done": 1, "total": 2}\', version = version + 1 where id = $1',
             job_id,
         )
         moved = await reader.next()
@@ -89,7 +89,9 @@ async def test_reconnect_after_the_end_is_a_204(api: Api) -> None:
     async with follow(api, f"/v1/jobs/{job['id']}/events") as reader:
         events = await reader.until("end")
 
-    status, _, _ = await api.call("GET", f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": events[-2][2] or ""})
+    status, _, _ = await api.call(
+        "GET", f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": events[-2][2] or ""}
+    )
 
     assert ["snapshot", "done", "end"] == [name for name, _, _ in events]
     assert 204 == status
@@ -108,7 +110,9 @@ async def test_resume_in_the_middle_begins_with_what_was_missed(api: Api) -> Non
 async def test_position_that_was_never_reached_is_gone(api: Api) -> None:
     job = await api.create()
 
-    status, problem, _ = await api.call("GET", f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": "99"})
+    status, problem, _ = await api.call(
+        "GET", f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": "99"}
+    )
     wide, _, _ = await api.call("GET", "/v1/events?after=1000")
 
     assert (410, "position_gone", 410) == (status, problem["code"], wide)
@@ -128,13 +132,18 @@ async def test_parents_stream_shows_its_children(api: Api) -> None:
             )  # fmt: skip
         waiting = await reader.next()
         await api.execute(
-            "update listingd.job_states set progress = '{\"done\": 3}', version = version + 1 where id = $1", child
+            "update listingd.job_states set progress = '{\"done\": 3}', version = version + 1 where id = $1",
+            child,
         )
         moved = await reader.next()
         await api.add_asset(child, picture())
         asset = await reader.next()
 
-    assert ("job", "waiting", [str(child)]) == (waiting[0], waiting[1]["state"], [i["id"] for i in waiting[1]["items"]])
+    assert ("job", "waiting", [str(child)]) == (
+        waiting[0],
+        waiting[1]["state"],
+        [i["id"] for i in waiting[1]["items"]],
+    )
     assert ("progress", 3) == (moved[0], moved[1]["items"][0]["progress"]["done"])
     assert ("asset", str(child)) == (asset[0], asset[1]["job_id"])
 
@@ -239,7 +248,9 @@ async def test_reader_that_reads_nothing_is_cut(api: Api, monkeypatch: Any) -> N
     host, port = api.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
     key = next(iter(api.keys.principals))
-    writer.write(f"GET /v1/jobs/{job['id']}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\r\n".encode())
+    writer.write(
+        f"GET /v1/jobs/{job['id']}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
+    )
     await reader.readuntil(b"\r\n\r\n")
     big = json.dumps({"echo": "x" * 4_000_000})
 

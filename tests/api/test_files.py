@@ -41,7 +41,9 @@ async def test_form_upload_takes_the_first_file(api: Api) -> None:
 
 async def test_user_may_upload_only_for_themselves(api: Api) -> None:
     own, _, _ = await api.call("POST", "/v1/uploads", data=picture(), headers=JPEG, user="ann")
-    foreign, problem, _ = await api.call("POST", "/v1/uploads?user_id=bob", data=picture(), headers=JPEG, user="ann")
+    foreign, problem, _ = await api.call(
+        "POST", "/v1/uploads?user_id=bob", data=picture(), headers=JPEG, user="ann"
+    )
     served, _, _ = await api.call("POST", "/v1/uploads?user_id=bob", data=picture(), headers=JPEG)
 
     assert (201, 422, "acts_for_itself", 201) == (own, foreign, problem["code"], served)
@@ -53,7 +55,9 @@ async def test_upload_with_a_key_is_made_once(api: Api) -> None:
     _, first, _ = await api.call("POST", "/v1/uploads", data=picture(), headers=headers)
     _, again, replay = await api.call("POST", "/v1/uploads", data=picture(), headers=headers)
     status, problem, _ = await api.call("POST", "/v1/uploads", data=picture(70), headers=headers)
-    refused, _, _ = await api.call("POST", "/v1/uploads", data=picture(), headers=JPEG | {"Idempotency-Key": "a b"})
+    refused, _, _ = await api.call(
+        "POST", "/v1/uploads", data=picture(), headers=JPEG | {"Idempotency-Key": "a b"}
+    )
 
     assert first == again
     assert "true" == replay.headers["Idempotency-Replayed"]
@@ -104,13 +108,19 @@ async def test_broken_forms_are_refused(api: Api) -> None:
     cases = [
         ("multipart/form-data", b"x", 400),
         ("multipart/form-data; boundary=b", b"nothing of that kind", 400),
-        ("multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n--b--\r\n', 422),
+        (
+            "multipart/form-data; boundary=b",
+            b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n--b--\r\n',
+            422,
+        ),
         ("multipart/form-data; boundary=b", b"--b\r\n[no, header]: \r\n\r\nx\r\n--b--\r\n", 400),
         ("text/html", b"x", 415),
     ]
 
     for content_type, body, expected in cases:
-        status, problem, _ = await api.call("POST", "/v1/uploads", data=body, headers={"Content-Type": content_type})
+        status, problem, _ = await api.call(
+            "POST", "/v1/uploads", data=body, headers={"Content-Type": content_type}
+        )
         assert expected == status, problem
 
 
@@ -160,11 +170,15 @@ async def test_thumbnail_is_small_and_steps_bound_the_variants(api: Api) -> None
 async def test_html_is_never_shown_inside_our_origin(api: Api) -> None:
     job = await api.create()
     asset = await api.add_asset(UUID(job["id"]), b"<script>alert(1)</script>")
-    await api.execute("update listingd.assets set content_type = 'text/html', role = 'preview', file_name = 'é\"x.html'")
+    await api.execute(
+        "update listingd.assets set content_type = 'text/html', role = 'preview', file_name = 'é\"x.html'"
+    )
 
     _, _, response = await api.call("GET", f"/v1/assets/{asset}")
 
-    assert response.headers["Content-Disposition"].startswith('attachment; filename="_x.html"; filename*=UTF-8')
+    assert response.headers["Content-Disposition"].startswith(
+        'attachment; filename="_x.html"; filename*=UTF-8'
+    )
     assert "sandbox" in response.headers["Content-Security-Policy"]
 
 

@@ -96,7 +96,9 @@ async def test_python_example_saves_the_picture(api: Operated, tmp_path: Path) -
 
 
 async def test_javascript_example_sees_the_end(api: Operated, tmp_path: Path) -> None:
-    told = await run(api, tmp_path, _node(), "--experimental-eventsource", "--input-type=module", text=blocks("javascript"))
+    told = await run(
+        api, tmp_path, _node(), "--experimental-eventsource", "--input-type=module", text=blocks("javascript")
+    )
 
     assert told.rstrip().endswith("done")
     assert "/v1/assets/" in told
@@ -113,14 +115,22 @@ def _node() -> str:
 
 
 async def test_error_in_the_guide_is_what_is_answered(api: Operated) -> None:
-    [shown] = [json.loads(text) for text in re.findall(r"^```json\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)]
+    [shown] = [
+        json.loads(text) for text in re.findall(r"^```json\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+    ]
     order: dict[str, Any] = {
         "kind": "image",
-        "input": {"photo": {"upload_id": "0190c2e4-9b1a-7cc3-8b3f-0a3c7b1f9d11"}, "slot": "main", "product": {}},
+        "input": {
+            "photo": {"upload_id": "0190c2e4-9b1a-7cc3-8b3f-0a3c7b1f9d11"},
+            "slot": "main",
+            "product": {},
+        },
     }
 
     status, problem, _ = await api.call("POST", "/v1/jobs", json=order)
 
     varying = ("instance", "request_id")
     assert 422 == status
-    assert {k: v for k, v in shown.items() if k not in varying} == {k: v for k, v in problem.items() if k not in varying}
+    assert {k: v for k, v in shown.items() if k not in varying} == {
+        k: v for k, v in problem.items() if k not in varying
+    }

@@ -14,7 +14,9 @@ async def _probe(api: Api, method: str, path: str, **kw: Any) -> tuple[int, str,
     """Status, body and headers of an answer, without what differs from request to request."""
     status, body, response = await api.call(method, path, headers={"X-Request-Id": "probe"}, user="eve", **kw)
     headers = {
-        name: value for name, value in response.headers.items() if name not in ("Date", "Server-Timing", "RateLimit")
+        name: value
+        for name, value in response.headers.items()
+        if name not in ("Date", "Server-Timing", "RateLimit")
     }
     return status, str(body), headers
 
@@ -65,7 +67,9 @@ async def test_user_cannot_create_for_another_or_ping(api: Api) -> None:
 async def test_problem_repeats_nothing_that_was_sent(api: Api) -> None:
     secret = "sk-verysecretvalue"
     status, problem, _ = await api.call(
-        "POST", "/v1/jobs", json={"kind": "image", "input": {"product": {"title": 5}, secret[:0] + "photo": secret}}
+        "POST",
+        "/v1/jobs",
+        json={"kind": "image", "input": {"product": {"title": 5}, secret[:0] + "photo": secret}},
     )
 
     assert 422 == status

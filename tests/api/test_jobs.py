@@ -68,7 +68,9 @@ UNSAFE_BODIES = [
 
 async def test_bytes_that_are_no_safe_json_are_a_400(api: Api) -> None:
     for body in UNSAFE_BODIES:
-        status, problem, _ = await api.call("POST", "/v1/jobs", data=body, headers={"Content-Type": "application/json"})
+        status, problem, _ = await api.call(
+            "POST", "/v1/jobs", data=body, headers={"Content-Type": "application/json"}
+        )
         assert (400, "malformed_body") == (status, problem["code"]), body[:60]
 
 
@@ -76,14 +78,23 @@ async def test_only_json_is_taken(api: Api) -> None:
     """text/plain would let a foreign page post without a preflight."""
     body = json.dumps({"kind": "ping", "input": {}})
 
-    for content_type in ("text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1"):
-        status, problem, _ = await api.call("POST", "/v1/jobs", data=body, headers={"Content-Type": content_type})
+    for content_type in (
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/json; charset=latin-1",
+    ):
+        status, problem, _ = await api.call(
+            "POST", "/v1/jobs", data=body, headers={"Content-Type": content_type}
+        )
         assert (415, "unsupported_media") == (status, problem["code"])
 
 
 async def test_large_body_is_refused_by_its_declared_size(api: Api) -> None:
     status, problem, _ = await api.call(
-        "POST", "/v1/jobs", data=io.BytesIO(b" " * (1 << 20) + b"{}"), headers={"Content-Type": "application/json"}
+        "POST",
+        "/v1/jobs",
+        data=io.BytesIO(b" " * (1 << 20) + b"{}"),
+        headers={"Content-Type": "application/json"},
     )
 
     assert (413, "too_large") == (status, problem["code"])
@@ -93,7 +104,10 @@ async def test_same_key_a_hundred_times_at_once_makes_one_job(api: Api) -> None:
     headers = {"Idempotency-Key": '"order-1"'}
 
     answers = await asyncio.gather(
-        *(api.call("POST", "/v1/jobs", json={"kind": "ping", "input": {"echo": 1}}, headers=headers) for _ in range(100))
+        *(
+            api.call("POST", "/v1/jobs", json={"kind": "ping", "input": {"echo": 1}}, headers=headers)
+            for _ in range(100)
+        )
     )
 
     good = [(job["id"], response) for status, job, response in answers if status == 201]
@@ -109,7 +123,9 @@ async def test_same_key_with_another_body_is_refused(api: Api) -> None:
     headers = {"Idempotency-Key": "order-1"}
     await api.call("POST", "/v1/jobs", json={"kind": "ping", "input": {"echo": 1}}, headers=headers)
 
-    status, problem, _ = await api.call("POST", "/v1/jobs", json={"kind": "ping", "input": {}}, headers=headers)
+    status, problem, _ = await api.call(
+        "POST", "/v1/jobs", json={"kind": "ping", "input": {}}, headers=headers
+    )
 
     assert (422, "idempotency_key_reused") == (status, problem["code"])
 
@@ -133,7 +149,9 @@ async def test_unusable_key_is_refused(api: Api) -> None:
 async def test_batch_is_all_or_nothing_and_names_the_index(api: Api) -> None:
     good = {"kind": "ping", "input": {}}
 
-    status, problem, _ = await api.call("POST", "/v1/jobs/batch", json={"jobs": [good, good | {"priority": 1000}]})
+    status, problem, _ = await api.call(
+        "POST", "/v1/jobs/batch", json={"jobs": [good, good | {"priority": 1000}]}
+    )
 
     assert 422 == status
     assert ["/jobs/1/priority"] == [error["pointer"] for error in problem["errors"]]
@@ -173,10 +191,18 @@ async def test_list_filters_by_state_kind_tag_project_and_time(api: Api, user: s
     await api.create(user=user, tags=["blue"])
     kind = one["kind"]
 
-    for query in ("tag=red", f"project_id={project}", f"project_id={project}&state=pending,failed&kind={kind}"):
+    for query in (
+        "tag=red",
+        f"project_id={project}",
+        f"project_id={project}&state=pending,failed&kind={kind}",
+    ):
         _, page, _ = await api.call("GET", f"/v1/jobs?{query}", user=user)
         assert [one["id"]] == [job["id"] for job in page["data"]]
-    for query in ("state=failed", "created_before=2020-01-01T00:00:00Z", "created_after=2100-01-01T00:00:00%2B01:00"):
+    for query in (
+        "state=failed",
+        "created_before=2020-01-01T00:00:00Z",
+        "created_after=2100-01-01T00:00:00%2B01:00",
+    ):
         _, page, _ = await api.call("GET", f"/v1/jobs?{query}", user=user)
         assert [] == page["data"]
 
@@ -196,7 +222,9 @@ async def test_wrong_query_is_a_422(api: Api) -> None:
 async def test_unchanged_job_is_a_304(api: Api) -> None:
     job = await api.create()
 
-    status, body, response = await api.call("GET", f"/v1/jobs/{job['id']}", headers={"If-None-Match": 'W/"1"'})
+    status, body, response = await api.call(
+        "GET", f"/v1/jobs/{job['id']}", headers={"If-None-Match": 'W/"1"'}
+    )
 
     assert (304, b"", 'W/"1"') == (status, body, response.headers["ETag"])
 
@@ -280,7 +308,12 @@ async def test_key_left_by_a_dead_process_is_taken_over(api: Api) -> None:
     await api.execute("update listingd.idempotency_keys set created_at = now() - interval '2 minutes'")
     free, _, _ = await api.call("POST", path, headers=key)
 
-    assert (409, "idempotency_in_flight", "1", 200) == (held, problem["code"], response.headers["Retry-After"], free)
+    assert (409, "idempotency_in_flight", "1", 200) == (
+        held,
+        problem["code"],
+        response.headers["Retry-After"],
+        free,
+    )
 
 
 async def test_cancel_of_a_running_job_is_under_way(api: Api) -> None:

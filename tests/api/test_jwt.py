@@ -32,7 +32,9 @@ RSA_KEY = rsa.generate_private_key(65537, 2048)
 
 
 def public_jwk(key: Any, kid: str, **more: Any) -> dict[str, Any]:
-    algorithm = jwt.algorithms.RSAAlgorithm if isinstance(key, rsa.RSAPrivateKey) else jwt.algorithms.ECAlgorithm
+    algorithm = (
+        jwt.algorithms.RSAAlgorithm if isinstance(key, rsa.RSAPrivateKey) else jwt.algorithms.ECAlgorithm
+    )
     return {**algorithm.to_jwk(key.public_key(), as_dict=True), "kid": kid, **more}
 
 
@@ -94,7 +96,14 @@ def claims(**changes: Any) -> dict[str, Any]:
     return {name: value for name, value in all_claims.items() if value is not None}
 
 
-def sign(key: Any = EC_KEY, algorithm: str = "ES256", *, kid: str | None = "ec1", header: Any = None, **changes: Any) -> str:
+def sign(
+    key: Any = EC_KEY,
+    algorithm: str = "ES256",
+    *,
+    kid: str | None = "ec1",
+    header: Any = None,
+    **changes: Any,
+) -> str:
     headers = {**({"kid": kid} if kid is not None else {}), **(header or {})}
     payload = json.dumps(claims(**changes)).encode()  # jwt.encode would refuse the bad ones itself
     return jwt.api_jws.encode(payload, key, algorithm=algorithm, headers=headers)
@@ -293,7 +302,9 @@ async def test_unknown_kid_refetches_only_after_the_cooldown(
     assert issuer.calls == 2
 
 
-async def test_old_keys_serve_while_the_issuer_is_down(session: aiohttp.ClientSession, issuer: Issuer) -> None:
+async def test_old_keys_serve_while_the_issuer_is_down(
+    session: aiohttp.ClientSession, issuer: Issuer
+) -> None:
     clock = Clock()
     keys = KeySet(session, issuer.url, clock=clock)
     await keys.find("ec1", "ES256")
@@ -315,7 +326,9 @@ async def test_removed_key_ends_with_the_next_fetch(session: aiohttp.ClientSessi
     assert await keys.find("ec1", "ES256") is None
 
 
-async def test_without_any_keys_the_answer_is_unavailable(session: aiohttp.ClientSession, issuer: Issuer) -> None:
+async def test_without_any_keys_the_answer_is_unavailable(
+    session: aiohttp.ClientSession, issuer: Issuer
+) -> None:
     """The caller's token may be good: 503, not 401."""
     issuer.status = 500
 

@@ -53,7 +53,11 @@ async def test_silent_slow_head_and_slow_body_connections_are_closed(configured:
 
 
 async def test_no_http_is_a_problem_without_versions(api: Api) -> None:
-    for data in (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n"):
+    for data in (
+        b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n",
+    ):
         answer = await _raw(api, data)
         assert re.match(rb"HTTP/1\.[01] 400", answer), answer[:100]
         assert b"application/problem+json" in answer
@@ -77,7 +81,12 @@ async def test_connections_beyond_the_cap_are_told_and_closed(configured: Any) -
 
 
 async def test_every_answer_wears_security_headers(api: Api) -> None:
-    for method, path in (("GET", "/livez"), ("GET", "/v1/jobs/nothing"), ("GET", "/nowhere"), ("POST", "/v1/jobs")):
+    for method, path in (
+        ("GET", "/livez"),
+        ("GET", "/v1/jobs/nothing"),
+        ("GET", "/nowhere"),
+        ("POST", "/v1/jobs"),
+    ):
         _, _, response = await api.call(method, path)
         assert "listingd" == response.headers["Server"]
         assert "nosniff" == response.headers["X-Content-Type-Options"]
@@ -108,7 +117,12 @@ async def test_missing_credentials_are_challenged(api: Api) -> None:
 
 
 async def test_unacceptable_type_is_a_406(api: Api) -> None:
-    for accept, expected in (("text/html", 406), ("application/*;q=0.5", 200), ("application/json;q=0", 406), ("a/b, */*", 200)):
+    for accept, expected in (
+        ("text/html", 406),
+        ("application/*;q=0.5", 200),
+        ("application/json;q=0", 406),
+        ("a/b, */*", 200),
+    ):
         status, _, _ = await api.call("GET", "/v1/jobs", headers={"Accept": accept})
         assert expected == status, accept
 
@@ -126,7 +140,9 @@ async def test_cors_is_for_listed_origins(configured: Any) -> None:
         ask = {"Origin": "https://app.example.com", "Access-Control-Request-Method": "POST"}
         status, _, preflight = await api.call("OPTIONS", "/v1/jobs", headers=ask)
         _, _, own = await api.call("GET", "/v1/jobs", headers={"Origin": "https://app.example.com"})
-        refused, _, _ = await api.call("OPTIONS", "/v1/jobs", headers=ask | {"Origin": "https://evil.example.com"})
+        refused, _, _ = await api.call(
+            "OPTIONS", "/v1/jobs", headers=ask | {"Origin": "https://evil.example.com"}
+        )
         _, _, foreign = await api.call("GET", "/v1/jobs", headers={"Origin": "https://evil.example.com"})
 
     assert 204 == status
@@ -140,7 +156,8 @@ async def test_cors_is_for_listed_origins(configured: Any) -> None:
 async def test_large_json_is_compressed_when_asked_for(api: Api) -> None:
     for wanted, encoding in (("gzip", b"gzip"), ("identity", b""), ("gzip;q=0", b"")):
         answer = await _raw(
-            api, f"GET /openapi.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAccept-Encoding: {wanted}\r\n\r\n".encode()
+            api,
+            f"GET /openapi.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAccept-Encoding: {wanted}\r\n\r\n".encode(),
         )
         head, _, body = answer.partition(b"\r\n\r\n")
         assert encoding == (re.search(rb"(?i)content-encoding: (\w+)", head) or [b"", b""])[1]
@@ -242,7 +259,14 @@ async def test_address_in_use_is_an_operators_error(api: Api) -> None:
 
 
 async def test_pages_use_no_foreign_host(api: Api) -> None:
-    for path in ("/", "/docs", "/static/docs.js", "/static/index.js", "/static/style.css", "/problems/not_found"):
+    for path in (
+        "/",
+        "/docs",
+        "/static/docs.js",
+        "/static/index.js",
+        "/static/style.css",
+        "/problems/not_found",
+    ):
         status, body, response = await api.call("GET", path, headers={"Authorization": ""})
         assert 200 == status, path
         assert not re.search(rb"https?://", body), path
@@ -260,7 +284,12 @@ async def test_system_pages_need_no_credentials(api: Api) -> None:
 def test_every_error_code_of_the_api_has_a_page() -> None:
     """`type` of a problem is a link: it must lead somewhere."""
     daemon = Path(__file__).parent.parent.parent / "daemon"
-    files = [*(daemon / "api").glob("*.py"), daemon / "errors.py", daemon / "queue.py", daemon / "imaging" / "codec.py"]
+    files = [
+        *(daemon / "api").glob("*.py"),
+        daemon / "errors.py",
+        daemon / "queue.py",
+        daemon / "imaging" / "codec.py",
+    ]
     codes = {code for path in files for code in re.findall(r'\bcode ?= ?"([a-z_]+)"', path.read_text())}
 
     assert set() == codes - PAGES.keys() - {"provider_failed", "retry", "rejected", "lost"}

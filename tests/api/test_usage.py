@@ -123,7 +123,9 @@ async def test_usage_comes_as_csv(api: Operated) -> None:
     """A spreadsheet must not run what a user chose as a name."""
     await add_job(api.db, "=cmd|' /C calc'!A0", calls=(("openai", "0.10"),))
 
-    status, body, headers = await api.call("GET", "/v1/usage?group_by=user,kind", headers={"Accept": "text/csv"})
+    status, body, headers = await api.call(
+        "GET", "/v1/usage?group_by=user,kind", headers={"Accept": "text/csv"}
+    )
     rows = list(csv.DictReader(io.StringIO(body.decode())))
 
     assert (200, "text/csv; charset=utf-8") == (status, headers["Content-Type"])
@@ -174,7 +176,9 @@ async def test_estimated_cost_counts_every_call() -> None:
         api_key="k", base_url="http://127.0.0.1:9", model="m", quality="low",
         prices=ImagePrices(Decimal(5), Decimal(8), Decimal(30), Decimal("0.10")),
     )  # fmt: skip
-    cutter = HttpCutout(protocol="removebg", base_url="http://127.0.0.1:9", price_usd_per_credit=Decimal("0.25"))
+    cutter = HttpCutout(
+        protocol="removebg", base_url="http://127.0.0.1:9", price_usd_per_credit=Decimal("0.25")
+    )
     providers = Providers(cutter, painter, OfflineText())
 
     main = estimate_usd(ImageInput(**given(slot="main")), providers)

@@ -177,7 +177,9 @@ async def test_delivery_verifies_with_the_standard_library(
         Webhook(endpoint[1]).verify(body.replace(b"completed", b"cancelled"), headers)
 
 
-async def test_delivery_is_stored_with_the_state_or_not_at_all(house: House, endpoint: tuple[Endpoint, str]) -> None:
+async def test_delivery_is_stored_with_the_state_or_not_at_all(
+    house: House, endpoint: tuple[Endpoint, str]
+) -> None:
     """The outbox: what rolls back was never told."""
     job_id = await house.enqueue()
     fence = await house.claim(job_id)
@@ -254,17 +256,23 @@ async def test_webhook_of_a_job_is_signed_with_its_owners_secret(house: House, r
 
     headers, body = receiver.got[0]
     assert 1 == len(receiver.got)  # started is not among the default events
-    assert "job.completed" == Webhook(await house.webhooks.read_secret("u1", None)).verify(body, headers)["type"]
+    assert (
+        "job.completed" == Webhook(await house.webhooks.read_secret("u1", None)).verify(body, headers)["type"]
+    )
 
 
-@pytest.mark.parametrize("webhook", ["text", 7, [], {"url": None}, {"url": {}}, {"events": 1}, {"events": {"a": 1}}])
+@pytest.mark.parametrize(
+    "webhook", ["text", 7, [], {"url": None}, {"url": {}}, {"events": 1}, {"events": {"a": 1}}]
+)
 async def test_odd_webhook_never_stops_its_job(house: House, webhook: Any) -> None:
     """jobs.webhook may be written by SQL: whatever stands there, the state must change."""
     job_id = await house.enqueue(webhook=webhook)
 
     await house.complete(job_id)
 
-    assert "completed" == await house.db.pool.fetchval("select state from listingd.job_states where id = $1", job_id)
+    assert "completed" == await house.db.pool.fetchval(
+        "select state from listingd.job_states where id = $1", job_id
+    )
 
 
 async def test_large_job_stays_below_20_kb(house: House, endpoint: tuple[Endpoint, str]) -> None:
@@ -349,14 +357,18 @@ async def test_receiver_that_comes_back_gets_the_message(
     assert [503] == [attempt["status"] for attempt in delivery.attempts]
 
 
-async def test_retry_after_is_honoured(house: House, receiver: Receiver, endpoint: tuple[Endpoint, str]) -> None:
+async def test_retry_after_is_honoured(
+    house: House, receiver: Receiver, endpoint: tuple[Endpoint, str]
+) -> None:
     receiver.status, receiver.headers = 429, {"Retry-After": "120"}
     await house.complete(await house.enqueue())
 
     assert (await house.deliver())[0] >= 120
 
 
-async def test_redirect_is_not_followed(house: House, receiver: Receiver, endpoint: tuple[Endpoint, str]) -> None:
+async def test_redirect_is_not_followed(
+    house: House, receiver: Receiver, endpoint: tuple[Endpoint, str]
+) -> None:
     receiver.status, receiver.headers = 301, {"Location": receiver.url.replace("/hook", "/other")}
     await house.complete(await house.enqueue())
 
@@ -381,7 +393,9 @@ async def test_gone_receiver_disables_its_endpoint(
     assert [("failed", "webhook_gone")] == [(d.state, d.attempts[0]["code"]) for d in await house.log()]
 
 
-async def test_slow_receiver_times_out(house: House, receiver: Receiver, endpoint: tuple[Endpoint, str]) -> None:
+async def test_slow_receiver_times_out(
+    house: House, receiver: Receiver, endpoint: tuple[Endpoint, str]
+) -> None:
     receiver.hang = asyncio.Event()
     await house.complete(await house.enqueue())
 

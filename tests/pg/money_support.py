@@ -74,7 +74,12 @@ class Daemon:
         by: str = "painter",
     ) -> StepValue:
         return await self.steps.run(
-            job, name, provider=by, identity=identity or ("same",), estimate_usd=estimate_usd, call=provider.call
+            job,
+            name,
+            provider=by,
+            identity=identity or ("same",),
+            estimate_usd=estimate_usd,
+            call=provider.call,
         )
 
 
@@ -93,7 +98,12 @@ async def start_daemon(
 
 
 async def claim_job(
-    daemon: Daemon, *, user_id: str = "ada", kind: str = "ping", project_id: UUID | None = None, input_text: str = "{}"
+    daemon: Daemon,
+    *,
+    user_id: str = "ada",
+    kind: str = "ping",
+    project_id: UUID | None = None,
+    input_text: str = "{}",
 ) -> ClaimedJob:
     """A new job in the hands of the daemon."""
     job_id = await daemon.db.pool.fetchval(
@@ -114,7 +124,9 @@ async def claim_again(daemon: Daemon, job_id: UUID) -> ClaimedJob:
     )  # fmt: skip
 
 
-async def end_attempt(daemon: Daemon, job: ClaimedJob, state: str = "pending", error: str | None = None) -> None:
+async def end_attempt(
+    daemon: Daemon, job: ClaimedJob, state: str = "pending", error: str | None = None
+) -> None:
     await daemon.db.fetch("flush", [job.fence], [state], [None], [error], [0.0], [0], daemon.worker, [])
 
 
@@ -131,7 +143,9 @@ async def count_states(daemon: Daemon) -> dict[str, int]:
     return {row["state"]: row["n"] for row in rows}
 
 
-async def read_spend(daemon: Daemon, scope: str = "total", period: str = "day") -> tuple[Decimal | int, Decimal | int]:
+async def read_spend(
+    daemon: Daemon, scope: str = "total", period: str = "day"
+) -> tuple[Decimal | int, Decimal | int]:
     """(reserved, spent) in USD."""
     row = await daemon.db.pool.fetchrow(
         "select sum(reserved_usd) as r, sum(spent_usd) as s from listingd.spend where scope = $1 and period = $2",

@@ -256,7 +256,9 @@ async def test_a_parent_sees_its_children_when_it_runs_again(desk: Desk) -> None
         seen.append(ctx.children)
 
     await with_children(handle)(desk.open(job))
-    children: list[dict[str, Any]] = [{"id": str(new_id()), "kind": "ping", "slot": slot, "input": {}} for slot in ("main", "angle")]
+    children: list[dict[str, Any]] = [
+        {"id": str(new_id()), "kind": "ping", "slot": slot, "input": {}} for slot in ("main", "angle")
+    ]
     await Queue(desk.daemon.db).fan_out(job.fence, desk.daemon.worker, children)
     await with_children(handle)(desk.open(job))
 

@@ -60,9 +60,7 @@ async def test_two_processes_race_for_ten_and_ten_are_paid(
     db: Database, storage: Storage, database: str, tmp_path: Path
 ) -> None:
     daemon = await start_daemon(db, storage)
-    ids = [
-        str(await db.pool.fetchval("select listingd.enqueue_job('ping', '{}', 'ada')")) for _ in range(50)
-    ]
+    ids = [str(await db.pool.fetchval("select listingd.enqueue_job('ping', '{}', 'ada')")) for _ in range(50)]
     payers = [
         await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.pg.payer", database, str(tmp_path / "payer"), "10", *own,

@@ -32,7 +32,12 @@ async def daemon(db: Database, storage: Storage) -> Daemon:
 
 def error(fate: Fate, *, status: int | None = None, retry_after_s: float | None = None) -> ProviderError:
     return ProviderError(
-        "The provider says no.", provider="painter", fate=fate, status=status, retry_after_s=retry_after_s, code="said_no"
+        "The provider says no.",
+        provider="painter",
+        fate=fate,
+        status=status,
+        retry_after_s=retry_after_s,
+        code="said_no",
     )
 
 
@@ -223,7 +228,9 @@ async def test_pauses_grow_to_a_quarter_of_an_hour(daemon: Daemon) -> None:
     assert [1, 2, 4, 8, 15, 15] == pauses
 
 
-async def test_after_a_pause_one_job_probes_alone_and_opens_the_lane(daemon: Daemon, storage: Storage) -> None:
+async def test_after_a_pause_one_job_probes_alone_and_opens_the_lane(
+    daemon: Daemon, storage: Storage
+) -> None:
     other = await start_daemon(daemon.db, storage, instance="two", lanes={"painter": FAST})
     await fail(daemon, error(Fate.BUDGET))
     await set_lane(daemon, "paused_until = now() - interval '1 s'")

@@ -40,7 +40,9 @@ async def daemon(db: Database, storage: Storage) -> Daemon:
 
 
 def ambiguous() -> ProviderError:
-    return ProviderError("No answer in time.", provider="painter", fate=Fate.AMBIGUOUS, code="provider_timed_out")
+    return ProviderError(
+        "No answer in time.", provider="painter", fate=Fate.AMBIGUOUS, code="provider_timed_out"
+    )
 
 
 def refused(**data: object) -> ProviderError:
@@ -211,7 +213,9 @@ async def test_after_giving_up_an_explicit_retry_may_call_again(daemon: Daemon) 
     assert not value.reused
 
 
-async def test_a_call_cut_off_by_a_crash_is_unknown_and_repeated_once(daemon: Daemon, storage: Storage) -> None:
+async def test_a_call_cut_off_by_a_crash_is_unknown_and_repeated_once(
+    daemon: Daemon, storage: Storage
+) -> None:
     other = await start_daemon(daemon.db, storage, instance="two")
     lost, working = Provider(gate=asyncio.Event()), Provider()
     job = await claim_job(daemon)
@@ -408,7 +412,9 @@ async def test_an_erased_job_keeps_its_cost_and_loses_its_results(daemon: Daemon
 
     assert stored == freed
     assert PRICE == (await daemon.ledger.cost_of_jobs([job.id]))[job.id].actual_usd
-    assert 0 == await daemon.db.pool.fetchval("select count(*) from listingd.steps where document is not null")
+    assert 0 == await daemon.db.pool.fetchval(
+        "select count(*) from listingd.steps where document is not null"
+    )
     assert not (await daemon.pay(job, provider)).reused
 
 

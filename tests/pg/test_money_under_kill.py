@@ -95,5 +95,8 @@ async def test_a_kill_wastes_at_most_the_calls_in_flight(
     assert len(till.calls) - calls_before == 6 - done_before
     assert len(till.calls) - 6 <= states.get("unknown", 0) <= 6 - done_before
     assert (0, (6 + states.get("unknown", 0)) * PRICE) == await read_spend(rescuer)
-    files = [file async for file in (await open_storage(Settings(state_dir=tmp_path / "victim"))).list_older_than(-1)]
+    files = [
+        file
+        async for file in (await open_storage(Settings(state_dir=tmp_path / "victim"))).list_older_than(-1)
+    ]
     assert 6 == len(files)

@@ -26,7 +26,9 @@ class Desk:
         return await self.queue.flush(self.connection, ended, worker or self.worker, claims)
 
     async def fence(self, job_id: UUID) -> int:
-        return int(await self.connection.fetchval("select fence from listingd.job_states where id = $1", job_id))
+        return int(
+            await self.connection.fetchval("select fence from listingd.job_states where id = $1", job_id)
+        )
 
     async def row(self, job_id: UUID) -> Any:
         return await self.connection.fetchrow("select * from listingd.job_states where id = $1", job_id)
@@ -109,7 +111,21 @@ async def test_a_stale_worker_writes_nothing(desk: Desk) -> None:
     ended = await desk.flush(Ended(fence, State.COMPLETED, "1"), worker=stale)
     progress = await desk.queue.report_progress({fence: {"done": 1}}, stale)
     asset = await desk.db.fetchval(
-        "save_asset", fence, stale, new_id(), None, "image", "image/png", 1, 1, 1, "0" * 64, None, "[]", False, ""
+        "save_asset",
+        fence,
+        stale,
+        new_id(),
+        None,
+        "image",
+        "image/png",
+        1,
+        1,
+        1,
+        "0" * 64,
+        None,
+        "[]",
+        False,
+        "",
     )
     document = await desk.db.fetchval("save_aplus_content", fence, stale, new_id(), "en-US", "{}")
 
@@ -129,7 +145,9 @@ async def test_a_retry_is_pending_with_a_later_run_at_and_a_new_fence(desk: Desk
     assert row["run_at"] is not None
     assert 30.0 == done.ready[0].wait_s
     assert [] == (await desk.flush(claims=[row["fence"]])).claimed, "it is not due"
-    attempts = await desk.connection.fetch("select attempt, code from listingd.attempts where job_id = $1", job_id)
+    attempts = await desk.connection.fetch(
+        "select attempt, code from listingd.attempts where job_id = $1", job_id
+    )
     assert [(1, "x")] == [tuple(a) for a in attempts]
 
 
@@ -229,7 +247,9 @@ async def test_a_second_fan_out_makes_no_twins(desk: Desk) -> None:
     )
 
     assert [] == await fan_out(desk, fence)
-    assert 2 == await desk.connection.fetchval("select count(*) from listingd.jobs where parent_id = $1", parent)
+    assert 2 == await desk.connection.fetchval(
+        "select count(*) from listingd.jobs where parent_id = $1", parent
+    )
 
 
 async def test_cancelling_a_pack_cancels_its_children(desk: Desk) -> None:
@@ -355,7 +375,9 @@ async def test_another_language_can_work_the_queue(desk: Desk) -> None:
     await c.fetchval("select listingd.enqueue_job('other')")
 
     seen = await c.fetch("select * from listingd.get_next_jobs('{resize}', 10)")
-    claimed = await c.fetch("select * from listingd.mark_jobs_processing('perl', $1)", [r["fence"] for r in seen])
+    claimed = await c.fetch(
+        "select * from listingd.mark_jobs_processing('perl', $1)", [r["fence"] for r in seen]
+    )
     completed = await c.fetch(
         "select * from listingd.mark_jobs_completed($1::jsonb)",
         json.dumps([{"fence": claimed[0]["fence"], "result": {"ok": True}}]),

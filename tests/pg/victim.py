@@ -26,7 +26,9 @@ async def pay(daemon: Daemon, session: aiohttp.ClientSession, url: str, job: Cla
     async def call() -> StepValue:
         async with session.post(f"{url}/{job.id}") as answer:
             data = await answer.read()
-            return StepValue(usage=Usage(Decimal(answer.headers["X-Cost"])), data=data, content_type="image/png")
+            return StepValue(
+                usage=Usage(Decimal(answer.headers["X-Cost"])), data=data, content_type="image/png"
+            )
 
     await daemon.steps.run(
         job, "paint", provider="painter", identity=[str(job.id)], estimate_usd=PRICE, call=call

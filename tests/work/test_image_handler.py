@@ -55,7 +55,9 @@ class CutoutServer(OfflineCutout):
         return CutoutAnswer(self.png, Usage(), "cut-1")
 
 
-def _context(slot: str, world: World | None = None, providers: Providers = OFFLINE, **more: Any) -> FakeContext:
+def _context(
+    slot: str, world: World | None = None, providers: Providers = OFFLINE, **more: Any
+) -> FakeContext:
     world = world or World()
     fields = {"product": FACTS, "size_px": 1000, **more}
     return FakeContext(
@@ -86,7 +88,9 @@ def _painted(side: int = 640) -> bytes:
         ("in_the_box", "PT06", "composite"),
     ],
 )
-async def test_each_slot_becomes_a_checked_jpeg_that_tells_its_origin(slot: str, code: str, made: str) -> None:
+async def test_each_slot_becomes_a_checked_jpeg_that_tells_its_origin(
+    slot: str, code: str, made: str
+) -> None:
     ctx = _context(slot)
 
     result = await _make(ctx)
@@ -201,7 +205,9 @@ async def test_forbidden_callout_is_left_out_and_reported() -> None:
         ("infographic", {"bullets": ("お茶に",)}, "text_not_drawable"),
     ],
 )
-async def test_unusable_facts_are_refused_before_any_work(slot: str, facts: dict[str, Any], code: str) -> None:
+async def test_unusable_facts_are_refused_before_any_work(
+    slot: str, facts: dict[str, Any], code: str
+) -> None:
     ctx = _context(slot, product=Product(title="Mug", **facts))
 
     with pytest.raises(Reject) as refused:

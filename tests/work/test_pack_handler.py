@@ -20,7 +20,9 @@ from tests.work.products import FACTS, photo
 
 def _context(**more: Any) -> FakeContext:
     world = World()
-    wanted = PackInput.model_validate({"photo": world.add_photo(photo()), "product": FACTS, "size_px": 1000, **more})
+    wanted = PackInput.model_validate(
+        {"photo": world.add_photo(photo()), "product": FACTS, "size_px": 1000, **more}
+    )
     providers = Providers(OfflineCutout(), OfflinePaint(), OfflineText())
     return FakeContext(input=wanted, providers=providers, world=world, kind="pack")
 

@@ -47,7 +47,9 @@ def s3_settings(s3_server: str, tmp_path: Path) -> Settings:
     return Settings(
         state_dir=tmp_path,
         storage_url=f"s3://{bucket}/some/prefix",
-        storage=StorageSettings(endpoint=s3_server, access_key=SecretStr("key"), secret_key=SecretStr("secret")),
+        storage=StorageSettings(
+            endpoint=s3_server, access_key=SecretStr("key"), secret_key=SecretStr("secret")
+        ),
     )
 
 
@@ -248,7 +250,10 @@ async def test_a_store_that_is_away_is_unavailable_and_names_no_secret(tmp_path:
         state_dir=tmp_path,
         storage_url="s3://bucket/prefix",
         storage=StorageSettings(
-            endpoint="http://127.0.0.1:9", access_key=SecretStr("AKIAEXAMPLE"), secret_key=SecretStr("hush"), timeout_s=0.5
+            endpoint="http://127.0.0.1:9",
+            access_key=SecretStr("AKIAEXAMPLE"),
+            secret_key=SecretStr("hush"),
+            timeout_s=0.5,
         ),
     )
     storage = await open_storage(settings)
@@ -265,7 +270,9 @@ async def test_a_bucket_that_is_not_there_is_unavailable(s3_server: str, tmp_pat
     settings = Settings(
         state_dir=tmp_path,
         storage_url="s3://nobodys-bucket",
-        storage=StorageSettings(endpoint=s3_server, access_key=SecretStr("key"), secret_key=SecretStr("secret")),
+        storage=StorageSettings(
+            endpoint=s3_server, access_key=SecretStr("key"), secret_key=SecretStr("secret")
+        ),
     )
 
     with pytest.raises((Unavailable, NotFound)):

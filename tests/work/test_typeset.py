@@ -38,12 +38,16 @@ def test_lines_stay_within_their_width() -> None:
 
 
 def test_word_wider_than_the_box_does_not_fit() -> None:
-    fitted = Typesetter().fit("Donaudampfschifffahrt", Weight.BOLD, width_px=60, height_px=90, max_px=30, min_px=20)
+    fitted = Typesetter().fit(
+        "Donaudampfschifffahrt", Weight.BOLD, width_px=60, height_px=90, max_px=30, min_px=20
+    )
 
     assert fitted is None
 
 
-@pytest.mark.parametrize("text", ["Größe für Öl, 20 \u00d7 30 cm", "Ελληνικά", "Чашка для чая", "½ l \u2013 №5 “x”", "Żółć ğ ș"])
+@pytest.mark.parametrize(
+    "text", ["Größe für Öl, 20 \u00d7 30 cm", "Ελληνικά", "Чашка для чая", "½ l \u2013 №5 “x”", "Żółć ğ ș"]
+)
 def test_latin_greek_and_cyrillic_can_be_drawn(text: str) -> None:
     assert typeset.find_undrawable(text) == ""
 
@@ -125,7 +129,12 @@ def test_the_measure_that_suits_the_silhouette_lies_along_the_foot() -> None:
 
 @pytest.mark.parametrize(
     ("length", "width", "height", "count"),
-    [(Decimal(12), Decimal(9), Decimal("10.25"), 3), (Decimal(12), None, None, 1), (None, None, Decimal(10), 1), (Decimal(12), Decimal(9), None, 2)],
+    [
+        (Decimal(12), Decimal(9), Decimal("10.25"), 3),
+        (Decimal(12), None, None, 1),
+        (None, None, Decimal(10), 1),
+        (Decimal(12), Decimal(9), None, 2),
+    ],
 )
 def test_only_given_measures_are_drawn_and_none_touches_another(
     length: Decimal | None, width: Decimal | None, height: Decimal | None, count: int
