@@ -79,10 +79,12 @@ def build_app(deps: ApiDeps, more: Iterable[Route] = ()) -> web.Application:
     )
     door = Door(deps, table)
     app = web.Application(middlewares=[door.answer], client_max_size=deps.settings.http.max_upload_bytes)
+    an_id = _match_ids(route.path for route in table)
     for route in table:
-        app.router.add_route(route.method, route.path, route.handle)
+        path = route.path.replace("{id}", an_id)
+        app.router.add_route(route.method, path, route.handle)
         if route.method == "GET" and not route.token_in_query:
-            app.router.add_route("HEAD", route.path, route.handle)
+            app.router.add_route("HEAD", path, route.handle)
     app.on_response_prepare.append(door.dress)
     app[FEED] = feed
     app[ROUTES] = table
@@ -92,6 +94,14 @@ def build_app(deps: ApiDeps, more: Iterable[Route] = ()) -> web.Application:
 
     app.on_shutdown.append(end_streams)
     return app
+
+
+def _match_ids(paths: Iterable[str]) -> str:
+    """What stands for {id} in a path: one segment that is no fixed path's, as `batch` in /v1/jobs/batch is."""
+    known = set(paths)
+    fixed = (path.rpartition("/") for path in known)
+    words = sorted(last for parent, _, last in fixed if f"{parent}/{{id}}" in known and last != "{id}")
+    return f"{{id:(?!(?:{'|'.join(words)})(?:/|$))[^/]+}}"
 
 
 @asynccontextmanager
