@@ -1,4 +1,5 @@
--- Enqueues one job in the caller's transaction and returns its id. The daemon wakes at commit.
+-- Enqueues one job in the caller's transaction and returns its id. The daemon wakes at commit. A unique_key that an
+-- active job of the user holds gives that job's id. webhook: {url, events?} that hears of this job alone.
 create or replace function listingd.enqueue_job(
     kind text,
     input jsonb default '{}',
@@ -10,7 +11,8 @@ create or replace function listingd.enqueue_job(
     max_attempts int default 4,
     metadata jsonb default '{}',
     tags text[] default '{}',
-    unique_key text default null
+    unique_key text default null,
+    webhook jsonb default null
 )
 returns uuid
 language plpgsql volatile
@@ -19,30 +21,42 @@ as $$
 #variable_conflict use_variable
 declare
     new_id uuid := listingd.new_id();
+    owner text := coalesce(user_id, '');
+    own_webhook jsonb := nullif(webhook, 'null') || jsonb_build_object('owner', owner);
     holder uuid;
 begin
-    insert into listingd.job_states as s (id, run_at, expires_at, priority, max_attempts, kind, user_id, unique_key)
-    values (new_id, run_at, expires_at, priority, max_attempts, kind, coalesce(user_id, ''), unique_key)
-    on conflict do nothing;
-    if not found then
+    loop
+        insert into listingd.job_states as s (
+            id, run_at, expires_at, priority, max_attempts, kind, user_id, unique_key, wants_webhook
+        )
+        values (
+            new_id, run_at, expires_at, coalesce(priority, 0), coalesce(max_attempts, 4), kind, owner, unique_key,
+            own_webhook is not null or array['', owner] && listingd.find_webhook_users(array[owner])
+        )
+        on conflict do nothing;
+        exit when found;
         select s.id into holder
         from listingd.job_states as s
-        where s.user_id = coalesce(enqueue_job.user_id, '') and s.unique_key = enqueue_job.unique_key;
-        return holder;
-    end if;
+        where s.user_id = owner and s.unique_key = enqueue_job.unique_key;
+        if found then
+            return holder;
+        end if;  -- it ended at this moment: the key is free
+    end loop;
     insert into listingd.jobs (
-        id, user_id, kind, project_id, priority, max_attempts, run_at, expires_at, input, metadata, tags
+        id, user_id, kind, project_id, priority, max_attempts, run_at, expires_at, input, metadata, tags, webhook
     )
     values (
-        new_id, coalesce(user_id, ''), kind, project_id, priority, max_attempts, run_at, expires_at, input, metadata, tags
+        new_id, owner, kind, project_id, coalesce(priority, 0), coalesce(max_attempts, 4), run_at, expires_at,
+        coalesce(input, '{}'), coalesce(metadata, '{}'), coalesce(tags, '{}'),
+        own_webhook
     );
     perform pg_notify('listingd_jobs', '');
     return new_id;
 end
 $$;
 comment on function listingd.enqueue_job(
-    text, jsonb, text, uuid, int, timestamptz, timestamptz, int, jsonb, text[], text
+    text, jsonb, text, uuid, int, timestamptz, timestamptz, int, jsonb, text[], text, jsonb
 ) is 'Enqueues one job in the caller''s transaction and returns its id. Callable from a trigger and through PostgREST.';
 revoke all on function listingd.enqueue_job(
-    text, jsonb, text, uuid, int, timestamptz, timestamptz, int, jsonb, text[], text
+    text, jsonb, text, uuid, int, timestamptz, timestamptz, int, jsonb, text[], text, jsonb
 ) from public;

@@ -1,5 +1,5 @@
 -- Enqueues many jobs in the caller's transaction: [{kind, input, user_id?, project_id?, priority?, run_at?,
--- expires_at?, max_attempts?, metadata?, tags?, unique_key?}]. Returns their ids in order. The daemon wakes at
+-- expires_at?, max_attempts?, metadata?, tags?, unique_key?, webhook?}]. Returns their ids in order. The daemon wakes at
 -- commit. A unique_key that an active job of the user holds gives that job's id.
 create or replace function listingd.enqueue_jobs(jobs jsonb)
 returns setof uuid
@@ -11,19 +11,27 @@ as $$
             listingd.new_id() as id, a.n, a.kind, coalesce(a.input, '{}') as input, coalesce(a.user_id, '') as user_id,
             a.project_id, coalesce(a.priority, 0::smallint) as priority, a.run_at, a.expires_at,
             coalesce(a.max_attempts, 4::smallint) as max_attempts, coalesce(a.metadata, '{}') as metadata,
-            coalesce(a.tags, '{}') as tags, a.unique_key
+            coalesce(a.tags, '{}') as tags, a.unique_key, nullif(a.webhook, 'null') as webhook
         from rows from (
             jsonb_to_recordset(jobs) as (
                 kind text, input jsonb, user_id text, project_id uuid, priority smallint, run_at timestamptz,
-                expires_at timestamptz, max_attempts smallint, metadata jsonb, tags text[], unique_key text
+                expires_at timestamptz, max_attempts smallint, metadata jsonb, tags text[], unique_key text,
+                webhook jsonb
             )
         ) with ordinality as a (
-            kind, input, user_id, project_id, priority, run_at, expires_at, max_attempts, metadata, tags, unique_key, n
+            kind, input, user_id, project_id, priority, run_at, expires_at, max_attempts, metadata, tags, unique_key,
+            webhook, n
         )
     ),
     states as (
-        insert into listingd.job_states (id, run_at, expires_at, priority, max_attempts, kind, user_id, unique_key)
-        select a.id, a.run_at, a.expires_at, a.priority, a.max_attempts, a.kind, a.user_id, a.unique_key
+        insert into listingd.job_states (
+            id, run_at, expires_at, priority, max_attempts, kind, user_id, unique_key, wants_webhook
+        )
+        select
+            a.id, a.run_at, a.expires_at, a.priority, a.max_attempts, a.kind, a.user_id, a.unique_key,
+            a.webhook is not null or array['', a.user_id] && (
+                select listingd.find_webhook_users(array(select distinct b.user_id from asked as b))
+            )
         from asked as a
         order by a.n
         on conflict (user_id, unique_key) where unique_key is not null do nothing
@@ -31,11 +39,12 @@ as $$
     ),
     stored as (
         insert into listingd.jobs (
-            id, user_id, kind, project_id, priority, max_attempts, run_at, expires_at, input, metadata, tags
+            id, user_id, kind, project_id, priority, max_attempts, run_at, expires_at, input, metadata, tags,
+            webhook
         )
         select
             a.id, a.user_id, a.kind, a.project_id, a.priority, a.max_attempts, a.run_at, a.expires_at,
-            a.input, a.metadata, a.tags
+            a.input, a.metadata, a.tags, a.webhook || jsonb_build_object('owner', a.user_id)
         from asked as a
         where a.unique_key is null or a.id in (select s.id from states as s)
     ),

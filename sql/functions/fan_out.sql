@@ -10,7 +10,7 @@ declare
     parent record;
     still_open int;
 begin
-    select s.id, s.user_id, s.priority, s.max_attempts, s.expires_at, j.project_id
+    select s.id, s.user_id, s.priority, s.max_attempts, s.expires_at, s.wants_webhook, j.project_id
     into parent
     from listingd.job_states as s
     join listingd.jobs as j on j.id = s.id
@@ -35,8 +35,8 @@ begin
         select a.id, parent.user_id, a.kind, parent.project_id, parent.id, a.slot, parent.priority, parent.max_attempts, a.input
         from asked as a
     )
-    insert into listingd.job_states as s (id, parent_id, priority, max_attempts, kind, user_id)
-    select a.id, parent.id, parent.priority, parent.max_attempts, a.kind, parent.user_id
+    insert into listingd.job_states as s (id, parent_id, priority, max_attempts, kind, user_id, wants_webhook)
+    select a.id, parent.id, parent.priority, parent.max_attempts, a.kind, parent.user_id, parent.wants_webhook
     from asked as a
     returning true, s.fence, s.kind, s.user_id, s.priority;
 

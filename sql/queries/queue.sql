@@ -32,14 +32,19 @@ fresh as (
 states as (
     insert into listingd.job_states (
         id, run_at, expires_at, priority, max_attempts, kind, user_id, unique_key,
-        state, attempt, worker, started_at
+        state, attempt, worker, started_at, wants_webhook
     )
     select
         f.id, f.run_at, f.expires_at, f.priority, f.max_attempts, f.kind, f.user_id, f.unique_key,
         case when f.born then 'processing' else 'pending' end,
         case when f.born then 1 else 0 end,
         case when f.born then $20::bigint end,
-        case when f.born then now() end
+        case when f.born then now() end,
+        f.webhook is not null or array['', f.user_id] && array(
+            select e.user_id
+            from listingd.webhook_endpoints as e
+            where e.disabled_at is null and (e.user_id = '' or e.user_id = any($3::text[]))
+        )
     from fresh as f
     order by f.n
     on conflict (user_id, unique_key) where unique_key is not null do nothing
