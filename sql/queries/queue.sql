@@ -370,14 +370,21 @@ order by w.id
 select e.id from listingd.expire_jobs($1) as e (id)
 
 -- name: cancel_job
--- The state after the cancel and whether a stop is under way; no row for an unknown or foreign id.
+-- The state after the cancel and whether a stop is under way; no row for an unknown or foreign id, nor for a
+-- webhook's delivery: its endpoint is disabled instead.
 -- $1 id, $2 user_id or null for any
-select c.id, c.state, c.cancel_requested from listingd.cancel_job($1, $2) as c
+select c.id, c.state, c.cancel_requested
+from listingd.jobs as j
+cross join lateral listingd.cancel_job(j.id, $2) as c
+where j.id = $1 and j.kind <> 'webhook'
 
 -- name: retry_job
 -- The state after the retry; no row for an unknown or foreign id; state unchanged when it cannot be retried.
 -- $1 id, $2 user_id or null for any
-select r.id, r.state, r.retried from listingd.retry_job($1, $2) as r
+select r.id, r.state, r.retried
+from listingd.jobs as j
+cross join lateral listingd.retry_job(j.id, $2) as r
+where j.id = $1 and j.kind <> 'webhook'
 
 -- name: read_cancels
 -- Of these fences, the ones whose job is to stop or is no longer this worker's. $1 fences, $2 worker

@@ -64,6 +64,8 @@ order by id desc
 -- name: find_token_subject
 -- user_id of what a read token would show; no row when it does not exist or belongs to another user.
 -- $1 job id or null, $2 project id or null, $3 user_id or null for any
-select s.user_id from listingd.job_states as s where s.id = $1 and ($3::text is null or s.user_id = $3)
+select s.user_id
+from listingd.job_states as s
+where s.id = $1 and s.kind <> 'webhook' and ($3::text is null or s.user_id = $3)
 union all
 select p.user_id from listingd.projects as p where p.id = $2 and ($3::text is null or p.user_id = $3)

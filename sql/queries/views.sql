@@ -1,5 +1,6 @@
 -- name: read_jobs
--- The jobs as the API shows them, in the order asked; no row for an unknown id or somebody else's.
+-- The jobs as the API shows them, in the order asked; no row for an unknown id, somebody else's, or a webhook's
+-- delivery, which is shown in the log of deliveries alone.
 -- A parent's version counts its children's changes too. $1 ids, $2 user_id or null for any,
 -- $3 position: whether to count the pending jobs before each pending one (null beyond the nearest 1000 rows)
 select
@@ -12,7 +13,7 @@ select
     a.assets::text as assets, t.attempts::text as attempts, q.position,
     p.estimated_usd, p.actual_usd, p.unknown_calls
 from unnest($1::uuid[]) with ordinality as w (id, n)
-join listingd.jobs as j on j.id = w.id and ($2::text is null or j.user_id = $2)
+join listingd.jobs as j on j.id = w.id and j.kind <> 'webhook' and ($2::text is null or j.user_id = $2)
 join listingd.job_states as s on s.id = j.id
 left join lateral (
     select
@@ -73,9 +74,9 @@ left join lateral (
     where z.job_id = any(coalesce(c.ids, '{}') || j.id)
 ) as p on true
 left join lateral (
-    select case when count(*) < 1000 then count(*) filter (where near.state = 'pending') end as position
+    select case when count(*) < 1000 then count(*) filter (where near.state = 'pending' and near.kind <> 'webhook') end as position
     from (
-        select before.state
+        select before.state, before.kind
         from listingd.job_states as before
         where before.fence < s.fence and before.fence >= (select m.fence from listingd.queue_mark as m)
         order by before.fence desc
@@ -109,6 +110,7 @@ from listingd.jobs as j
 join listingd.job_states as s on s.id = j.id
 where
     j.user_id = $1
+    and j.kind <> 'webhook'
     and ($2::timestamptz is null or (j.created_at, j.id) < ($2::timestamptz, $3::uuid))
     and ($5::text[] is null or s.state = any($5))
     and ($6::text is null or j.kind = $6)
@@ -126,6 +128,7 @@ from listingd.jobs as j
 join listingd.job_states as s on s.id = j.id
 where
     $1::text is null
+    and j.kind <> 'webhook'
     and ($2::timestamptz is null or j.id < $3::uuid)
     and ($5::text[] is null or s.state = any($5))
     and ($6::text is null or j.kind = $6)
@@ -202,7 +205,7 @@ where c.job_id = $1 and ($2::text is null or c.user_id = $2)
 -- user_id, project_id and parent_id of a job; no row for an unknown id or somebody else's. $1 id, $2 user_id or null
 select j.user_id, j.project_id, j.parent_id
 from listingd.jobs as j
-where j.id = $1 and ($2::text is null or j.user_id = $2)
+where j.id = $1 and j.kind <> 'webhook' and ($2::text is null or j.user_id = $2)
 
 -- name: read_project
 -- A project with its counts; no row for an unknown id or somebody else's. $1 id, $2 user_id or null for any
@@ -268,7 +271,9 @@ values ($1, $2, $3, $4, $5, $6, $7)
 -- name: erase_job
 -- state, parent_id and whether it was erased; no row for an unknown id or somebody else's. $1 id, $2 user_id or null
 select e.id, e.state, e.parent_id, e.erased
-from listingd.erase_job($1, $2) as e
+from listingd.jobs as j
+cross join lateral listingd.erase_job(j.id, $2) as e
+where j.id = $1 and j.kind <> 'webhook'
 
 -- name: list_open_user_jobs
 -- For a stream's snapshot: of a user's newest 1000 jobs without parent, those that are open, or were created or ended
@@ -280,6 +285,7 @@ from (
     where
         j.user_id = $1
         and j.parent_id is null
+        and j.kind <> 'webhook'
         and ($2::uuid is null or j.project_id = $2)
         and ($3::text is null or j.tags @> array[$3::text])
         and ($4::text is null or j.kind = $4)
@@ -300,6 +306,7 @@ from (
     where
         $1::text is null
         and j.parent_id is null
+        and j.kind <> 'webhook'
         and ($2::uuid is null or j.project_id = $2)
         and ($3::text is null or j.tags @> array[$3::text])
         and ($4::text is null or j.kind = $4)
@@ -319,6 +326,7 @@ where
     j.user_id = $1
     and j.created_at > $5::timestamptz
     and j.parent_id is null
+    and j.kind <> 'webhook'
     and ($2::uuid is null or j.project_id = $2)
     and ($3::text is null or j.tags @> array[$3::text])
     and ($4::text is null or j.kind = $4)
@@ -333,6 +341,7 @@ where
     j.id > $1::uuid
     and j.created_at > $5::timestamptz
     and j.parent_id is null
+    and j.kind <> 'webhook'
     and ($2::uuid is null or j.project_id = $2)
     and ($3::text is null or j.tags @> array[$3::text])
     and ($4::text is null or j.kind = $4)

@@ -58,6 +58,29 @@ async def test_lists_and_filters_show_own_jobs_only(api: Api) -> None:
     assert 422 == status
 
 
+async def test_deliveries_are_no_jobs(api: Api) -> None:
+    """A webhook's delivery is a job inside; to its owner it stands in the log of deliveries alone."""
+    mine = await api.create(user="ann")
+    async with api.deps.db.acquire() as c:
+        await c.execute(
+            "select listingd.queue_webhook_event('job.completed', 'ann', '{}', "
+            '\'{"url": "https://hooks.example/x", "owner": "ann"}\')'
+        )
+        delivery = await c.fetchval("select id from listingd.jobs where kind = 'webhook'")
+
+    for who in ("ann", None):
+        _, page, _ = await api.call("GET", "/v1/jobs", user=who)
+        assert [mine["id"]] == [job["id"] for job in page["data"]]
+        for method, path in (
+            ("GET", ""), ("GET", "/events"), ("GET", "/archive"), ("POST", "/cancel"), ("POST", "/retry"), ("DELETE", ""),
+        ):  # fmt: skip
+            assert 404 == (await api.call(method, f"/v1/jobs/{delivery}{path}", user=who))[0], (method, path)
+        token = {"scope": f"job:{delivery}"}
+        assert 404 == (await api.call("POST", "/v1/tokens", user=who, json=token))[0]
+    _, log, _ = await api.call("GET", "/v1/webhooks/deliveries", user="ann")
+    assert [(str(delivery), "pending")] == [(d["id"], d["state"]) for d in log["data"]]
+
+
 async def test_user_cannot_create_for_another_or_ping(api: Api) -> None:
     ping, problem, _ = await api.call("POST", "/v1/jobs", json={"kind": "ping", "input": {}}, user="eve")
 
