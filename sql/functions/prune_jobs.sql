@@ -1,4 +1,5 @@
--- Erases jobs that ended long ago, with their attempts, assets and documents, in one small batch.
+-- Erases jobs that ended long ago, with their attempts, assets, documents and results of steps, in one small batch;
+-- what their steps cost stays in the ledger.
 -- Children go with their parents. Walks the ids upwards (they begin with their time of creation); last_id is
 -- where the next batch begins, null at the end. sha256s: files that may now be without an owner.
 create or replace function listingd.prune_jobs(states text[], age_s float8, max_jobs int, after_id uuid default null)
@@ -32,8 +33,15 @@ begin
 
     delete from listingd.attempts as a where a.job_id = any(doomed);
     delete from listingd.aplus_contents as c where c.job_id = any(doomed);
-    with gone as (delete from listingd.assets as a where a.job_id = any(doomed) returning a.sha256)
-    select array_agg(distinct g.sha256) into sha256s from gone as g;
+    with gone as (
+        delete from listingd.assets as a where a.job_id = any(doomed) returning a.sha256
+    )
+    select array_agg(g.sha256) into sha256s
+    from (
+        select f.sha256 from listingd.forget_steps(doomed) as f (sha256)
+        union
+        select g.sha256 from gone as g
+    ) as g;
     delete from listingd.jobs as j where j.id = any(doomed);
     delete from listingd.job_states as s where s.id = any(doomed);
     jobs := coalesce(cardinality(doomed), 0);

@@ -434,9 +434,10 @@ where
     and s.started_at < now() - make_interval(secs => $3)
 
 -- name: is_file_used
--- Whether an asset or upload still names this file. $1 sha256
+-- Whether an asset, an upload or the result of a step still names this file. $1 sha256
 select
     exists (select from listingd.assets as a where a.sha256 = $1)
+    or exists (select from listingd.steps as s where s.content_sha256 = $1)
     or exists (select from listingd.uploads as u where u.sha256 = $1) as used
 
 -- name: set_flusher

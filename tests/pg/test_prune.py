@@ -1,0 +1,100 @@
+"""Retention: what goes with a job that ended long ago, and what of its money stays."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from daemon.db import Database
+from daemon.jobs import new_id
+
+
+@pytest.fixture
+async def connection(db: Database) -> AsyncIterator[asyncpg.Connection]:
+    connection = await db.dedicated_connection("test")
+    yield connection
+    connection.terminate()
+
+
+async def end_job(connection: asyncpg.Connection, *, days_ago: int, state: str = "completed") -> UUID:
+    job_id: UUID = await connection.fetchval("select listingd.enqueue_job('ping', user_id => 'u')")
+    await connection.execute(
+        "update listingd.job_states set state = $2, finished_at = now() - make_interval(days => $3) where id = $1",
+        job_id, state, days_ago,
+    )  # fmt: skip
+    return job_id
+
+
+async def add_step(
+    connection: asyncpg.Connection, job_id: UUID, sha256: str | None, *, usd: str = "0", state: str = "done"
+) -> UUID:
+    step = new_id()
+    await connection.execute(
+        "insert into listingd.steps (id, user_id, identity, job_id, kind, name, provider, state, worker, fence,"
+        " estimated_usd, actual_usd, reserved_on, content_sha256, document)"
+        " values ($1, 'u', $1::uuid::text, $2, 'ping', 'paint', 'p', $3, 1, 1, $4::text::numeric,"
+        " case when $3 = 'done' then $4::text::numeric end, current_date, $5, '{}')",
+        step, job_id, state, usd, sha256,
+    )  # fmt: skip
+    return step
+
+
+async def add_asset(connection: asyncpg.Connection, job_id: UUID, sha256: str) -> None:
+    await connection.execute(
+        "insert into listingd.assets (id, job_id, role, content_type, size_bytes, sha256, version)"
+        " values ($1, $2, 'image', 'image/png', 1, $3, 2)",
+        new_id(), job_id, sha256,
+    )  # fmt: skip
+
+
+async def prune(db: Database) -> asyncpg.Record:
+    row = await db.fetchrow("prune_jobs", ["completed"], 86_400.0, 100, None)
+    assert row is not None
+    return row
+
+
+async def test_a_pruned_jobs_results_go_and_its_money_stays(
+    db: Database, connection: asyncpg.Connection
+) -> None:
+    old = await end_job(connection, days_ago=2)
+    paid = await add_step(connection, old, "paid", usd="0.25")
+    unknown = await add_step(connection, old, None, usd="0.10", state="unknown")
+    await add_step(connection, old, "free")
+    await add_asset(connection, old, "picture")
+
+    row = await prune(db)
+
+    assert 1 == row["jobs"]
+    assert ["free", "paid", "picture"] == sorted(row["sha256s"])
+    left = await connection.fetch(
+        "select id, job_id, identity, content_sha256, document, coalesce(actual_usd, estimated_usd)::float8"
+        " from listingd.steps order by id"
+    )
+    assert sorted([(paid, old, None, None, None, 0.25), (unknown, old, None, None, None, 0.1)]) == [
+        tuple(step) for step in left
+    ]
+
+
+async def test_a_young_job_keeps_its_steps(db: Database, connection: asyncpg.Connection) -> None:
+    young = await end_job(connection, days_ago=0)
+    await add_step(connection, young, "kept", usd="0.25")
+
+    row = await prune(db)
+
+    assert (0, None) == (row["jobs"], row["sha256s"])
+    assert "kept" == await connection.fetchval("select content_sha256 from listingd.steps")
+
+
+async def test_a_file_that_another_step_names_is_in_use(db: Database, connection: asyncpg.Connection) -> None:
+    """Two jobs with the same picture: the younger one's checkpoint must not lose its file."""
+    await add_step(connection, await end_job(connection, days_ago=2), "shared", usd="0.25")
+    await add_step(connection, await end_job(connection, days_ago=0), "shared", usd="0.25")
+
+    row = await prune(db)
+
+    assert ["shared"] == row["sha256s"]
+    assert await db.fetchval("is_file_used", "shared")
+    assert not await db.fetchval("is_file_used", "nobody's")
