@@ -14,6 +14,7 @@ import asyncio
 import io
 import json
 import re
+import shutil
 import signal
 import time
 import zipfile
@@ -40,6 +41,7 @@ from daemon.settings import Auth, Http, Settings, Storage
 
 SAMPLE = ("sample_photo.jpg", "sample_photo_angle.jpg", "sample_product.json")
 LOG_NAME = "demo.log"
+_OTHER_RELEASE = frozenset({"schema_changed", "schema_newer"})
 _SHOWN_PX = 1000  # width of the pictures inside the page; the files beside it are whole
 _EXAMPLE_BULLETS = (
     "Benefit (example): what it does for the buyer",
@@ -113,11 +115,20 @@ async def run_demo(settings: Settings, subject: Subject, out: Path, console: Con
     Errors: Misconfigured, Unavailable; asyncio.CancelledError after SIGTERM. Everything is stopped then.
     """
     began = time.monotonic()
+
+    async def make(client: Client) -> bool:
+        return await _make(client, subject, folder, console, began)
+
     with _stop_on_signals(), open_folder(out) as folder, _log_into(settings, folder):
         try:
-            return await _with_service(
-                settings, lambda client: _make(client, subject, folder, console, began), console
-            )
+            try:
+                return await _with_service(settings, make, console)
+            except Misconfigured as exc:
+                if exc.code not in _OTHER_RELEASE:
+                    raise
+                # What another release of the demo left is worth nothing, and it would be in the way for ever.
+                await asyncio.to_thread(shutil.rmtree, settings.state_dir)
+                return await _with_service(settings, make, console)
         except BaseException:
             folder.clear(keep=(LOG_NAME,))
             raise

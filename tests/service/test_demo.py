@@ -10,6 +10,7 @@ import signal
 import zipfile
 from pathlib import Path
 
+import asyncpg
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -19,6 +20,7 @@ from running import Finished, environment, finish, start
 from daemon.cli import commands
 from daemon.demo import plan_settings, read_subject
 from daemon.demo_folder import LIST_NAME, open_folder
+from daemon.embedded import PostgresServer
 from daemon.errors import Misconfigured
 from daemon.settings import Settings
 
@@ -75,10 +77,28 @@ def test_nothing_of_the_demo_goes_on_running(listing: tuple[Finished, Path]):
     assert [] == _servers(listing[1] / "state")
 
 
+async def test_what_another_release_left_is_not_in_the_way(listing: tuple[Finished, Path], tmp_path: Path):
+    """The demo's database is worth nothing: a newer or changed schema in it must not end every later demo."""
+    state = listing[1] / "state"
+    server = PostgresServer(state / "demo/postgres")
+    await asyncio.to_thread(server.start)
+    connection = await asyncpg.connect(server.dsn)
+    await connection.execute("update listingd.schema_migrations set checksum = 'other' where number = 1")
+    await connection.close()
+    await asyncio.to_thread(server.stop)
+    _save_noise(tmp_path / "noise.png")
+
+    env = environment(LISTINGD_STATE_DIR=str(state))
+    ended = await finish(await start("demo", "noise.png", env=env, cwd=tmp_path))
+
+    assert "is up at" in ended.out, ended.err
+    assert "cutout_unreliable" in ended.out
+    assert [] == _servers(state)
+
+
 async def test_a_photo_that_cannot_be_cut_out_is_refused_and_leaves_no_listing(tmp_path: Path):
     """A killed demo comes first: its Postgres must not be in the way of the next one, nor its jobs."""
-    noise = np.random.default_rng(7).integers(0, 255, (40, 40, 3), dtype=np.uint8)
-    Image.fromarray(noise).resize((900, 900)).save(tmp_path / "noise.png")
+    _save_noise(tmp_path / "noise.png")
     env = environment(LISTINGD_STATE_DIR=str(tmp_path / "state"))
     killed = await start("demo", "noise.png", env=env, cwd=tmp_path)
     await _until_it_is_up(killed)
@@ -191,6 +211,12 @@ async def _until_it_is_up(process: asyncio.subprocess.Process) -> None:
             if b"is up at" in line:
                 return
     raise AssertionError("it ended before it was up")
+
+
+def _save_noise(path: Path) -> None:
+    """A photo without a product."""
+    noise = np.random.default_rng(7).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((900, 900)).save(path)
 
 
 def _servers(state_dir: Path) -> list[int]:
