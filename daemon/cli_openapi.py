@@ -32,8 +32,11 @@ async def _make_document(settings: Settings) -> dict[str, Any]:
     from daemon.api.deps import ApiDeps
     from daemon.changes import Changes
     from daemon.db import Database
+    from daemon.durations import Durations
+    from daemon.explain import Explainer
     from daemon.providers.factory import build_providers
     from daemon.queue import Queue
+    from daemon.scheduler import Scheduler
     from daemon.storage import open_storage
     from daemon.tokens import ServiceKeys
     from daemon.views import Views
@@ -42,6 +45,7 @@ async def _make_document(settings: Settings) -> dict[str, Any]:
     deps = ApiDeps(
         settings=settings, db=db, queue=Queue(db), views=Views(db), changes=Changes(),
         storage=await open_storage(settings.model_copy(update={"storage_url": "memory://"})),
+        explainer=Explainer(db, Scheduler(()), Durations(), free_slots=lambda: 0),
         authenticator=_Nobody(), readiness=_is_not_ready, is_draining=lambda: True,
     )  # fmt: skip
     more = http.list_operator_routes(deps, ServiceKeys(db, first_key=""), build_providers(settings))

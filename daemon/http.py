@@ -21,6 +21,7 @@ from daemon.api import (
     admin,
     assets,
     events,
+    explain,
     jobs,
     openapi,
     projects,
@@ -67,6 +68,7 @@ def build_app(deps: ApiDeps, more: Iterable[Route] = ()) -> web.Application:
     document: dict[str, Any] = {}
     table = (
         *jobs.routes(deps, feed),
+        *explain.routes(deps),
         *events.routes(deps, feed),
         *assets.routes(deps),
         *uploads.routes(deps),

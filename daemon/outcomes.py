@@ -39,7 +39,7 @@ def problem(error: ListingdError) -> dict[str, Any]:
         document["provider"] = error.provider
         if error.request_id:
             document["provider_request_id"] = error.request_id
-    for key in ("findings", "missing", "items", "paid", "measured", "rule", "reasons"):
+    for key in ("findings", "missing", "items", "paid", "measured", "rule", "reasons", "lane"):
         if key in error.data:
             document[key] = error.data[key]
     return document

@@ -343,55 +343,35 @@ class Scheduler:
         spilled = [u.spilled_from for u in self.users.values() if u.spilled_from is not None]
         return min(held + spilled, default=None)
 
-    def explain(
-        self,
-        *,
-        fence: int,
-        kind: str,
-        user_id: str,
-        due_in_s: float | None,
-        free_slots: int,
-        live_workers: int,
-    ) -> Reason:
-        """The first reason why a pending job is not running, with its numbers."""
-        queue = self.kinds.get(kind)
+    def explain(self, *, fence: int, kind: str, user_id: str, free_slots: int) -> Reason:
+        """Why a ready job of one of our kinds has not started: its kind, the slots, or the turns of others."""
+        queue = self.kinds[kind]
         user = self.users.get(user_id)
-        if due_in_s is not None and due_in_s > 0:
-            return Reason("not_due", f"It is due in {due_in_s:.1f} s.", {"due_in_s": round(due_in_s, 3)})
-        if live_workers == 0:
-            return Reason("no_worker", "No worker process is alive.", {"live_workers": 0})
-        if queue is None:
-            return Reason("no_handler", f"No live worker runs jobs of kind {kind}.", {"kind": kind})
-        if queue.paused:
-            return Reason("kind_paused", f"Kind {kind} is paused.", {"kind": kind})
-        if user_id in self._paused_users:
-            return Reason("user_paused", "This user's jobs are on hold.")
         if queue.limit is not None and queue.running >= queue.limit:
             return Reason(
                 "kind_full", f"{queue.running} of {queue.limit} jobs of kind {kind} are running.",
                 {"running": queue.running, "limit": queue.limit},
             )  # fmt: skip
         ahead = self.position(fence, kind, user_id)
+        numbers: dict[str, float | int | str] = {} if ahead is None else {"ahead": ahead}
         if free_slots <= 0:
-            return Reason(
-                "no_free_slot",
-                f"All slots are taken; {ahead} jobs are ahead.",
-                {"ahead": ahead, "free_slots": 0},
-            )
+            return Reason("no_free_slot", "All slots are taken.", numbers | {"free_slots": 0})
         if user is not None and user.turn > self._turn:
             return Reason(
                 "other_users_turn", "Other users' jobs have their turn first.",
-                {"turns_behind": round(user.turn - self._turn, 3), "ahead": ahead},
+                numbers | {"turns_behind": round(user.turn - self._turn, 3)},
             )  # fmt: skip
-        return Reason("starting", "It is about to start.", {"ahead": ahead})
+        return Reason("starting", "It is about to start.", numbers)
 
-    def position(self, fence: int, kind: str, user_id: str) -> int:
+    def position(self, fence: int, kind: str, user_id: str) -> int | None:
         """How many ready jobs come before this one: the user's own better ones, and for each of them and
-        for itself one of every other user (equal weights assumed).
+        for itself one of every other user (equal weights assumed). None when it is not held here.
         """
         user = self.users.get(user_id)
         heap = user.heaps.get(kind, []) if user else []
         own = next((entry for entry in heap if entry[1] == fence), None)
-        mine = sum(1 for entry in heap if own is None or entry < own)
+        if own is None:
+            return None
+        mine = sum(1 for entry in heap if entry < own)
         others = sum(min(u.size, mine + 1) for u in self.users.values() if u.user_id != user_id)
         return mine + others

@@ -29,8 +29,10 @@ from daemon.api.auth import BearerAuthenticator
 from daemon.api.deps import ApiDeps, Readiness
 from daemon.attempt import Attempt, Services, with_children
 from daemon.changes import Changes
+from daemon.durations import Durations
 from daemon.embedded import embedded_postgres, hold_state_dir
 from daemon.errors import Unavailable
+from daemon.explain import Explainer
 from daemon.feeder import Feeder
 from daemon.handlers import HANDLERS
 from daemon.handlers.context import Handler
@@ -190,6 +192,7 @@ async def _build(
 ) -> tuple[Service, web.Application, dict[str, Callable[[], Awaitable[None]]]]:
     """Everything of one process, wired; nothing runs yet. Third: the background tasks by name."""
     changes = Changes()
+    durations = Durations()
     scheduler = Scheduler(HANDLERS.keys() | {"webhook"}, priority_step_s=settings.priority_step_s)
     queue = Queue(db)
     lease = Lease(
@@ -215,7 +218,8 @@ async def _build(
     }  # fmt: skip
     workers = Workers(
         queue=queue, db=db, scheduler=scheduler, handlers=handlers,
-        make_context=lambda job: Attempt(job, services), lease=lease, changes=changes, settings=settings,
+        make_context=lambda job: Attempt(job, services), lease=lease, changes=changes, durations=durations,
+        settings=settings,
     )  # fmt: skip
     queue.births = workers
     feeder = Feeder(queue, scheduler, poll_s=settings.poll_s, on_ready=workers.wake)
@@ -236,6 +240,7 @@ async def _build(
             keys=keys, users=users, read_tokens=read_tokens,
             failed_logins_per_minute=settings.limits.failed_logins_per_minute,
         ),
+        explainer=Explainer(db, scheduler, durations, free_slots=workers.free_slots),
         readiness=service.readiness, is_draining=lambda: service.stopping,
     )  # fmt: skip
     tasks: dict[str, Callable[[], Awaitable[None]]] = {

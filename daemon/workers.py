@@ -24,6 +24,7 @@ from uuid import UUID
 from daemon import db as database
 from daemon import logs, metrics, outcomes
 from daemon.changes import Changes
+from daemon.durations import Durations
 from daemon.errors import ListingdError, Lost, Unavailable
 from daemon.feeder import Feeder
 from daemon.handlers.context import Handler, JobContext
@@ -75,6 +76,7 @@ class Workers:
         make_context: Callable[[ClaimedJob], JobContext],
         lease: Lease,
         changes: Changes,
+        durations: Durations,
         settings: Settings,
     ) -> None:
         self._ran: defaultdict[tuple[str, State], list[float]] = defaultdict(list)  # seconds, for the metrics
@@ -86,6 +88,7 @@ class Workers:
         self._make_context = make_context
         self._lease = lease
         self._changes = changes
+        self._durations = durations
         self._settings = settings
         self.concurrency = settings.workers.concurrency
         self.feeder: Feeder | None = None
@@ -448,6 +451,8 @@ class Workers:
         ran, self._ran = self._ran, defaultdict(list)
         for (kind, state), seconds in ran.items():
             metrics.JOBS.labels(kind, state).inc(len(seconds))
+            if state is State.COMPLETED:
+                self._durations.note(kind, seconds)
             observe = metrics.RUN.labels(kind).observe
             for run_s in seconds:
                 observe(run_s)

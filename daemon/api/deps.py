@@ -9,6 +9,7 @@ from typing import Any
 from daemon.api.principal import Authenticator
 from daemon.changes import Changes
 from daemon.db import Database
+from daemon.explain import Explainer
 from daemon.queue import Queue
 from daemon.settings import Settings
 from daemon.storage import Storage
@@ -33,6 +34,7 @@ class ApiDeps:
     views: Views
     changes: Changes
     storage: Storage
+    explainer: Explainer
     authenticator: Authenticator
     readiness: Callable[[], Awaitable[Readiness]]
     is_draining: Callable[[], bool]

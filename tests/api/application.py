@@ -23,6 +23,8 @@ from daemon.api.deps import ApiDeps, Readiness
 from daemon.api.principal import SCOPES, Principal
 from daemon.changes import Changes
 from daemon.db import Database
+from daemon.durations import Durations
+from daemon.explain import Explainer
 from daemon.errors import Unauthenticated
 from daemon.http import build_app, serve
 from daemon.providers.offline_cutout import OfflineCutout
@@ -30,6 +32,7 @@ from daemon.providers.offline_paint import OfflinePaint
 from daemon.providers.offline_text import OfflineText
 from daemon.providers.protocols import Providers
 from daemon.queue import Queue
+from daemon.scheduler import Scheduler
 from daemon.settings import Settings
 from daemon.storage import Storage
 from daemon.tokens import ServiceKeys
@@ -150,7 +153,8 @@ async def running_api(settings: Settings, db: Database, storage: Storage) -> Asy
 
     deps = ApiDeps(
         settings=settings, db=db, queue=Queue(db), views=views, changes=Changes(), storage=storage,
-        authenticator=keys, readiness=readiness, is_draining=lambda: bool(draining),
+        authenticator=keys, explainer=Explainer(db, Scheduler(["ping", "image"]), Durations(), free_slots=lambda: 4),
+        readiness=readiness, is_draining=lambda: bool(draining),
     )  # fmt: skip
     keys_of_all = ServiceKeys(db, first_key=SERVICE_KEY)
     providers = Providers(OfflineCutout(), OfflinePaint(), OfflineText())

@@ -17,6 +17,8 @@ from daemon.api.auth import BearerAuthenticator
 from daemon.api.deps import ApiDeps, Readiness
 from daemon.changes import Changes
 from daemon.db import Database
+from daemon.durations import Durations
+from daemon.explain import Explainer
 from daemon.http import build_app, serve
 from daemon.providers.offline_cutout import OfflineCutout
 from daemon.providers.offline_paint import OfflinePaint
@@ -24,6 +26,7 @@ from daemon.providers.offline_text import OfflineText
 from daemon.providers.protocols import Providers
 from daemon.queue import Queue
 from daemon.read_tokens import ReadTokens
+from daemon.scheduler import Scheduler
 from daemon.settings import Auth, Http, Settings
 from daemon.storage import open_storage
 from daemon.tokens import ServiceKeys
@@ -76,6 +79,7 @@ async def operated(settings: Settings, db: Database) -> AsyncIterator[Operated]:
         authenticator=BearerAuthenticator(
             keys=keys, users=UserTokens(AUTH, None), read_tokens=ReadTokens(db), failed_logins_per_minute=1000
         ),
+        explainer=Explainer(db, Scheduler(["ping", "image"]), Durations(), free_slots=lambda: 4),
         readiness=readiness, is_draining=lambda: False,
     )  # fmt: skip
     more = [

@@ -186,31 +186,37 @@ def test_what_a_user_has_too_much_of_stays_in_the_database(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("setup", "code"),
-    [
-        ({"due_in_s": 3.0}, "not_due"),
-        ({"live_workers": 0}, "no_worker"),
-        ({"kind": "foreign"}, "no_handler"),
-        ({"paused": True}, "kind_paused"),
-        ({"held": True}, "user_paused"),
-        ({"limit": 0}, "kind_full"),
-        ({"free_slots": 0}, "no_free_slot"),
-        ({}, "starting"),
-    ],
+    ("limit", "free_slots", "code"), [(0, 4, "kind_full"), (None, 0, "no_free_slot"), (None, 4, "starting")]
 )
-def test_explain_names_the_first_reason(setup: dict[str, object], code: str) -> None:
+def test_explain_names_the_first_reason(limit: int | None, free_slots: int, code: str) -> None:
     scheduler, _ = make()
-    scheduler.configure_kind("ping", limit=setup.get("limit"), paused=bool(setup.get("paused")))  # type: ignore[arg-type]
-    scheduler.configure_users({}, frozenset({"a"}) if setup.get("held") else frozenset())
+    scheduler.configure_kind("ping", limit=limit, paused=False)
     scheduler.add(1, "ping", "a", 0)
 
-    reason = scheduler.explain(
-        fence=1, kind=str(setup.get("kind", "ping")), user_id="a",
-        due_in_s=setup.get("due_in_s"), free_slots=int(setup.get("free_slots", 4)),  # type: ignore[arg-type, call-overload]
-        live_workers=int(setup.get("live_workers", 1)),  # type: ignore[call-overload]
-    )  # fmt: skip
+    assert code == scheduler.explain(fence=1, kind="ping", user_id="a", free_slots=free_slots).code
 
-    assert code == reason.code
+
+def test_explain_tells_a_user_that_others_have_their_turn() -> None:
+    scheduler, _ = make()
+    for fence in range(1, 5):
+        scheduler.add(fence, "ping", "a", 0)
+    scheduler.add(10, "ping", "b", 0)
+    scheduler.take(1)
+
+    reason = scheduler.explain(fence=2, kind="ping", user_id="a", free_slots=1)
+
+    assert ("other_users_turn", 1) == (reason.code, reason.numbers["ahead"])
+
+
+def test_position_counts_one_job_of_each_other_user_for_each_of_ones_own() -> None:
+    scheduler, _ = make()
+    for index in range(5):
+        scheduler.add(100 + index, "ping", "a", 0)
+        scheduler.add(200 + index, "ping", "b", 0)
+    scheduler.add(300, "ping", "c", 0)
+
+    assert (2, 6) == (scheduler.position(300, "ping", "c"), scheduler.position(102, "ping", "a"))
+    assert scheduler.position(999, "ping", "c") is None
 
 
 @given(st.permutations(range(1, 25)), st.data())
