@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
@@ -92,6 +92,13 @@ class Flushed:
     claimed: list[ClaimedJob]
     lost: list[int]
     ready: list[ReadyRow]
+
+
+def _columns(ended: Sequence[Ended]) -> Iterable[Sequence[Any]]:
+    """The rows as columns; what is the same for all completed jobs is left out, which is most of it."""
+    if all(e.state is State.COMPLETED for e in ended):
+        return [e.fence for e in ended], (), [e.result_text for e in ended], (), (), ()
+    return zip(*ended, strict=True)
 
 
 class BirthDesk(Protocol):
@@ -364,8 +371,10 @@ class Queue:
 
         A claim that another process was faster on is simply not among the claimed. Errors: Unavailable.
         """
-        columns = zip(*ended, strict=True) if ended else ((),) * len(Ended._fields)
-        rows = await self._fetch(connection, "flush", *columns, worker, claims)
+        fences, states, results, errors, delays, gives_back = _columns(ended)
+        rows = await self._fetch(
+            connection, "flush", fences, states, results, errors, delays, gives_back, worker, claims
+        )
         meta = json.loads(rows[-1][6])
         return Flushed(
             claimed=[ClaimedJob(*row) for row in rows[:-1]],

@@ -66,7 +66,7 @@ create table listingd.job_states (
     constraint job_states_state_check
         check (state in ('pending', 'processing', 'waiting', 'completed', 'failed', 'cancelled'))
 ) with (
-    fillfactor = 50,  -- room for the claim's and the finish's new versions on the same page
+    fillfactor = 30,  -- room for the claim's and the finish's new versions on the same page: all updates are HOT
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_vacuum_threshold = 2000,
     autovacuum_vacuum_insert_scale_factor = 0.1,

@@ -90,8 +90,11 @@ join listingd.job_states as s using (user_id, unique_key)
 -- JSON {"lost": [fence], "ready": [[fence, kind, user_id, priority, wait_s]]} (requeued jobs and released parents).
 -- $1 fences of ended attempts, $2 new states, $3 results (JSON text), $4 errors (JSON text),
 -- $5 delays in seconds (only for pending), $6 attempts to give back (0 or 1), $7 worker, $8 fences to claim
+-- $2, $4, $5 and $6 may be empty: then all are completed.
 with ended as (
-    select *
+    select
+        e.fence, coalesce(e.state, 'completed') as state, e.result, e.error,
+        coalesce(e.delay_s, 0) as delay_s, coalesce(e.give_back, 0::int2) as give_back
     from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::float8[], $6::int2[])
         as e (fence, state, result, error, delay_s, give_back)
 ),
@@ -261,7 +264,7 @@ returning s.fence, s.version
 -- name: save_asset
 -- The version at which the asset appeared; no row when the attempt is no longer ours.
 -- $1 fence, $2 worker, $3 id, $4 slot, $5 role, $6 content_type, $7 size_bytes, $8 width_px, $9 height_px,
--- $10 sha256, $11 file_name, $12 checks (JSON text), $13 generated, $14 provider
+-- $10 sha256, $11 file_name, $12 checks (JSON text), $13 generated, $14 provider, $15 derived
 with held as (
     update listingd.job_states as s
     set version = s.version + 1
@@ -270,10 +273,11 @@ with held as (
 )
 insert into listingd.assets (
     id, job_id, user_id, project_id, slot, role, content_type, size_bytes, width_px, height_px,
-    sha256, file_name, checks, generated, provider, version
+    sha256, file_name, checks, generated, provider, derived, version
 )
 select
-    $3, h.id, j.user_id, j.project_id, $4, $5, $6, $7, $8, $9, $10, $11, $12::jsonb, $13, $14, h.version
+    $3, h.id, j.user_id, j.project_id, $4, $5, $6, $7, $8, $9, $10, $11, $12::jsonb, $13, $14, $15,
+    h.version
 from held as h
 join listingd.jobs as j on j.id = h.id
 returning version
@@ -290,7 +294,9 @@ returning job_id
 
 -- name: find_asset
 -- The newest asset of a job for a role and slot. $1 job, $2 role, $3 slot or null
-select a.id, a.slot, a.role, a.content_type, a.width_px, a.height_px, a.size_bytes, a.sha256, a.generated
+select
+    a.id, a.slot, a.role, a.content_type, a.width_px, a.height_px, a.size_bytes, a.sha256, a.generated,
+    a.checks::text as checks, a.provider, a.derived
 from listingd.assets as a
 where a.job_id = $1 and a.role = $2 and a.slot is not distinct from $3
 order by a.version desc
@@ -447,4 +453,5 @@ select
     set_config('enable_seqscan', 'off', false),
     set_config('enable_hashjoin', 'off', false),
     set_config('enable_mergejoin', 'off', false),
+    set_config('enable_memoize', 'off', false),
     set_config('plan_cache_mode', 'force_generic_plan', false)
