@@ -41,7 +41,7 @@ from daemon.handlers.context import Asset, Handler, JobContext, StepValue
 from daemon.imaging import codec
 from daemon.jobs import ChildJob, ClaimedJob, new_id
 from daemon.ledger import encode_json
-from daemon.payloads import INPUTS, Payload, PhotoRef
+from daemon.payloads import INNER_INPUTS, INPUTS, Payload, PhotoRef
 from daemon.providers.guard import fetch_bytes
 from daemon.providers.protocols import Providers
 from daemon.queue import Queue
@@ -142,10 +142,12 @@ class Attempt:
         identity: Sequence[str],
         estimate_usd: Decimal,
         call: Callable[[], Awaitable[StepValue]],
+        rate_cost: float = 1.0,
     ) -> StepValue:
         return await self._services.steps.run(
-            self._job, name, provider=provider, identity=identity, estimate_usd=estimate_usd, call=call
-        )
+            self._job, name, provider=provider, identity=identity, estimate_usd=estimate_usd, call=call,
+            rate_cost=rate_cost,
+        )  # fmt: skip
 
     async def load_photo(self, ref: PhotoRef) -> bytes:
         data = await (self._fetch_photo(ref.url) if ref.url is not None else self._read_photo(ref))
@@ -195,13 +197,18 @@ class Attempt:
         checks: Sequence[Mapping[str, Any]] = (),
         generated: bool = False,
         provider: str = "",
+        derived: str = "",
         file_name: str | None = None,
     ) -> Asset:
         sha256 = await self._services.storage.put(data, content_type)
-        asset = Asset(new_id(), slot, role, content_type, width_px, height_px, len(data), sha256, generated)
+        told = encode_json(list(checks))
+        asset = Asset(
+            new_id(), slot, role, content_type, width_px, height_px, len(data), sha256, generated,
+            tuple(json.loads(told)), provider, derived,
+        )  # fmt: skip
         version = await self._services.db.fetchval(
             "save_asset", self._job.fence, self._find_worker(), asset.id, slot, role, content_type, len(data),
-            width_px, height_px, sha256, file_name, encode_json(list(checks)), generated, provider,
+            width_px, height_px, sha256, file_name, told, generated, provider, derived,
         )  # fmt: skip
         if version is None:
             raise Lost("The attempt was no longer ours when a file was to be attached.")
@@ -221,7 +228,7 @@ class Attempt:
 
     async def find_asset(self, role: str, slot: str | None) -> Asset | None:
         row = await self._services.db.fetchrow("find_asset", self._job.id, role, slot)
-        return None if row is None else Asset(**row)
+        return None if row is None else Asset(**{**row, "checks": tuple(json.loads(row["checks"]))})
 
     def _find_worker(self) -> int:
         worker = self._services.worker_id()
@@ -243,7 +250,7 @@ def with_children(handler: Handler) -> Handler:
 
 def read_input(kind: str, text: str) -> Payload:
     """The input of a job of this kind. Errors: InvalidInput, which names each wrong field."""
-    model = INPUTS.get(kind)
+    model = INPUTS.get(kind) or INNER_INPUTS.get(kind)
     if model is None:
         raise InvalidInput(f"A job of kind {kind} has no input to read.", code="kind_unknown")
     try:

@@ -144,8 +144,8 @@ class Lane:
     def turn(self, price: float = 1.0) -> Turn:
         """`async with lane.turn():` around one call, which costs `price` of the calls per minute.
 
-        Errors: Retry (no attempt counted) when the turn is not near. A ProviderError that leaves the block is
-        learned from; a block without one that never said `turn.heard` has called nothing.
+        Errors: Retry (no attempt counted) when the turn is not near. A ProviderError that leaves the block, or
+        causes what leaves it, is learned from; a block without one that never said `turn.heard` has called nothing.
         """
         return Turn(self, price)
 
@@ -287,10 +287,11 @@ class Turn:
     ) -> None:
         assert self._grant is not None  # entered
         delay_s, code, why = _delay_s(self._rate), "", ""
-        if isinstance(exc, ProviderError):
-            ended, delay_s = _judge(exc), exc.retry_after_s
-            code, why = exc.code, exc.message
-            if delay_s is None and isinstance(rate := exc.data.get("rate"), dict):
+        refusal = exc if isinstance(exc, ProviderError) else exc and exc.__cause__
+        if isinstance(refusal, ProviderError):
+            ended, delay_s = _judge(refusal), refusal.retry_after_s
+            code, why = refusal.code, refusal.message
+            if delay_s is None and isinstance(rate := refusal.data.get("rate"), dict):
                 delay_s = _delay_s(RateHint(**rate))
         elif self._is_answered:
             ended = "ok"

@@ -1,7 +1,7 @@
 """The books: costly calls and their results (steps), what they cost, and budgets that never overshoot.
 
-    begin --open--> (the call) --> settle          done: the checkpoint, never called again
-      |                       +--> fail            failed: no result;  unknown: may have been billed
+    begin --open, last--> (the call) --> settle    done: the checkpoint, never called again
+      |                             +--> fail      failed: no result;  unknown: may have been billed
       +--done, busy, budget, exhausted, lost       nothing to call
 
 This module is the wording of those moves, one method per statement (sql/queries/ledger.sql); the order in
@@ -26,6 +26,8 @@ from daemon.jobs import ClaimedJob, Cost
 from daemon.settings import Budgets
 from daemon.storage import Storage, StoredFile
 
+SMALLEST_USD = Decimal("0.000001")
+"""The smallest sum that the books can hold."""
 _SWEEP_BATCH = 500
 
 
@@ -33,16 +35,19 @@ class Begun(StrEnum):
     """What `begin` found."""
 
     OPEN = "open"  # the intent is written, the estimate reserved: call now
+    LAST = "last"  # the same, after a call of this job that was lost: if this one is too, there is no other
     DONE = "done"  # an earlier call's result is there
     BUSY = "busy"  # another live attempt is calling
     BUDGET = "budget"  # no room in a budget
-    EXHAUSTED = "exhausted"  # two outcomes of this job are unknown already
+    EXHAUSTED = "exhausted"  # two calls of this job were lost already: paid for, perhaps, without a result
     LOST = "lost"  # the attempt is no longer ours
 
 
 @dataclass(frozen=True, slots=True)
 class FullBudget:
-    """A budget without room. scope: total, user, project; period: day, month (UTC); ends_in_s: until it is over."""
+    """A budget without room. scope: total, user, project; period: day, month (UTC); ends_in_s: until it is over;
+    is_news: nobody was told before that this limit is reached.
+    """
 
     scope: str
     subject: str
@@ -50,6 +55,7 @@ class FullBudget:
     limit_usd: Decimal
     used_usd: Decimal
     ends_in_s: float
+    is_news: bool = False
 
     @property
     def message(self) -> str:
@@ -141,6 +147,11 @@ class Ledger:
             budgets.project_usd_per_month,
         ]
 
+    @property
+    def has_defaults(self) -> bool:
+        """Whether the settings limit anybody's spending."""
+        return any(limit is not None for limit in self._defaults)
+
     # -- steps ---------------------------------------------------------------------------------------
 
     async def begin(
@@ -201,7 +212,7 @@ class Ledger:
         self, step_id: UUID, *, is_unknown: bool, code: str, cost_usd: Decimal = Decimal(0)
     ) -> None:
         """End a step without result. is_unknown: it may have been billed; cost_usd: it is known to have cost
-        so much. Idempotent.
+        so much, which may become known after it was ended as unknown. Idempotent.
         """
         state = "unknown" if is_unknown else "failed"
         await self._db.fetchval("fail_step", step_id, state, code, cost_usd)
@@ -223,8 +234,14 @@ class Ledger:
         row = await self._db.fetchrow("find_full_budget", user_id, project_id, more_usd, self._defaults)
         return None if row is None else FullBudget(**row)
 
-    async def check_budget(self, user_id: str, project_id: UUID | None, more_usd: Decimal) -> None:
-        """Errors: BudgetSpent when a budget has no room for so much more. A look, not a reservation."""
+    async def check_budget(
+        self, user_id: str, project_id: UUID | None, more_usd: Decimal = SMALLEST_USD
+    ) -> None:
+        """Errors: BudgetSpent when a budget has no room for so much more; without a figure: when it is spent.
+
+        A look, not a reservation: what races past it is stopped by `begin`. One statement; not needed for a job
+        whose estimate (daemon/estimates.py) is zero.
+        """
         full = await self.find_full_budget(user_id, project_id, more_usd)
         if full is not None:
             raise BudgetSpent(

@@ -5,8 +5,9 @@
       ▼                              ▼                           ▼
     reuse it                     reuse, wait, Retry, stop     failed or unknown; reservation given back
 
-A crash at any arrow costs at most the call in flight: what has a checkpoint is never called again, and a
-call that was cut off is `unknown` (it may have been billed) and is tried once more at most.
+A crash at any arrow costs at most the call in flight: what has a checkpoint is never called again. A call
+that is lost, because it was cut off (`unknown`: it may have been billed) or because it was billed and its answer
+is unusable, is tried once more at most.
 From the moment a call has answered, nothing but the death of the process keeps its result from being booked:
 neither a cancellation nor a lost fence nor a database that is away for a minute.
 """
@@ -18,6 +19,7 @@ import hashlib
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TypeVar
@@ -48,6 +50,8 @@ BOOKING_S = 60.0
 
 T = TypeVar("T")
 
+_step_of_call: ContextVar[UUID] = ContextVar("listingd_step_of_call")
+
 log = logs.get_logger()
 
 
@@ -62,6 +66,7 @@ class Steps:
         self._lanes = lanes
         self._worker_id = worker_id
         self._flights: dict[tuple[str, str], asyncio.Future[None]] = {}
+        self._late: asyncio.Queue[tuple[UUID, Usage]] = asyncio.Queue()
 
     async def run(
         self,
@@ -72,12 +77,14 @@ class Steps:
         identity: Sequence[str],
         estimate_usd: Decimal,
         call: Callable[[], Awaitable[StepValue]],
+        rate_cost: float = 1.0,
     ) -> StepValue:
         """The result of `call`, or the stored one of an earlier call with the same identity of the same user.
 
+        rate_cost: how many of the lane's calls a minute it takes.
         Errors: ProviderError as the call raised it (its data says `paid`: no, yes, unknown); Retry without a
-        counted attempt when a budget or the lane has no room; Reject (code outcome_unknown) after two calls
-        whose outcome nobody knows; Lost; Unavailable.
+        counted attempt when a budget or the lane has no room; Reject (outcome_unknown, answers_unusable) when
+        the second call is lost like the first; Lost; Unavailable.
         """
         key = (job.user_id, hash_identity(identity))
         while (flight := self._flights.get(key)) is not None:
@@ -85,10 +92,29 @@ class Steps:
         flight = asyncio.get_running_loop().create_future()
         self._flights[key] = flight
         try:
-            return await self._fly(_Step(job, name, provider, key[1], estimate_usd, call))
+            return await self._fly(_Step(job, name, provider, key[1], estimate_usd, call, rate_cost))
         finally:
             del self._flights[key]
             flight.set_result(None)
+
+    def note_late(self, usage: Usage, _model: str) -> None:
+        """A call that was given up has answered after all: keep its cost for `book_late`.
+
+        Must be called in the context of the call (providers/threads.py does).
+        """
+        self._late.put_nowait((_step_of_call.get(), usage))
+
+    async def book_late(self) -> None:
+        """Book the cost of answers that came too late, for ever. Errors: Unavailable; run it again."""
+        while True:
+            step_id, usage = late = await self._late.get()
+            try:
+                await self._ledger.fail(
+                    step_id, is_unknown=False, code="answered_late", cost_usd=usage.cost_usd
+                )
+            except BaseException:
+                self._late.put_nowait(late)
+                raise
 
     async def _fly(self, step: _Step) -> StepValue:
         lane = self._lanes.find(step.provider)
@@ -97,7 +123,7 @@ class Steps:
             if lane is not None and (value := await self._reuse(step)) is not None:
                 return value
             step_id = new_id()
-            async with lane.turn() if lane is not None else nullcontext() as turn:
+            async with lane.turn(step.rate_cost) if lane is not None else nullcontext() as turn:
                 worker = self._worker_id()
                 if worker is None:
                     raise Unavailable("This process has no lease.", data={"retry_after_s": 1})
@@ -105,8 +131,8 @@ class Steps:
                     step.job, worker, step_id, identity=step.identity, name=step.name,
                     provider=step.provider, estimate_usd=step.estimate_usd,
                 )  # fmt: skip
-                if begun.outcome is Begun.OPEN:
-                    return await self._call(step, worker, step_id, turn)
+                if begun.outcome in (Begun.OPEN, Begun.LAST):
+                    return await self._call(step, worker, step_id, turn, is_last=begun.outcome is Begun.LAST)
             match begun.outcome:
                 case Begun.DONE:
                     if (value := await self._reuse(step)) is not None:
@@ -118,12 +144,7 @@ class Steps:
                     assert begun.full is not None  # said by begin
                     raise _wait_for_money(begun.full)
                 case Begun.EXHAUSTED:
-                    raise Reject(
-                        f"Two calls of {step.provider} were cut off; whether they were billed is not known.",
-                        code="outcome_unknown",
-                        hint="Look at the provider's usage page, then retry the job.",
-                        data={"paid": "unknown"},
-                    )
+                    raise _give_up(step.provider, is_unknown=True)
                 case Begun.LOST:
                     raise Lost("The attempt was no longer ours before a paid call.")
 
@@ -158,13 +179,16 @@ class Steps:
             reused=True,
         )
 
-    async def _call(self, step: _Step, worker: int, step_id: UUID, turn: Turn | None) -> StepValue:
+    async def _call(
+        self, step: _Step, worker: int, step_id: UUID, turn: Turn | None, *, is_last: bool
+    ) -> StepValue:
         """Call, then book whatever came of it."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         is_paid = step.estimate_usd > 0
         value: StepValue | None = None
         outcome, code, cost_usd, is_unknown = "interrupted", "interrupted", Decimal(0), is_paid
+        _step_of_call.set(step_id)
         try:
             value = await step.call()
             outcome = "ok"
@@ -177,6 +201,8 @@ class Steps:
                 "provider.refused", provider=step.provider, code=exc.code, status=exc.status,
                 fate=exc.fate.value, request_id_provider=exc.request_id,
             )  # fmt: skip
+            if is_last and (is_unknown or cost_usd > 0) and exc.fate is not Fate.PERMANENT:
+                raise _give_up(step.provider, is_unknown=is_unknown) from exc
             raise
         finally:
             run_s = loop.time() - began
@@ -247,6 +273,7 @@ class _Step:
     identity: str
     estimate_usd: Decimal
     call: Callable[[], Awaitable[StepValue]]
+    rate_cost: float
 
 
 def hash_identity(parts: Sequence[str]) -> str:
@@ -258,11 +285,29 @@ def hash_identity(parts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def _give_up(provider: str, *, is_unknown: bool) -> Reject:
+    """The second call of a job was lost too: no third one without a person's word."""
+    if is_unknown:
+        return Reject(
+            f"Two calls of {provider} were cut off; whether they were billed is not known.",
+            code="outcome_unknown",
+            hint="Look at the provider's usage page, then retry the job.",
+            data={"paid": "unknown"},
+        )
+    return Reject(
+        f"Two calls of {provider} were billed and their answers could not be used.",
+        code="answers_unusable",
+        hint="Try another photo, model or wording, or retry the job.",
+        data={"paid": "yes"},
+    )
+
+
 def _wait_for_money(full: FullBudget) -> Retry:
-    log.warning(
-        "budget.exhausted", scope=full.scope, limit_usd=str(full.limit_usd), spent_usd=str(full.used_usd),
-        until=f"{math.ceil(full.ends_in_s)} s from now",
-    )  # fmt: skip
+    if full.is_news:
+        log.warning(
+            "budget.exhausted", scope=full.scope, limit_usd=str(full.limit_usd), spent_usd=str(full.used_usd),
+            until=f"{math.ceil(full.ends_in_s)} s from now",
+        )  # fmt: skip
     return Retry(
         full.message,
         after_s=min(max(full.ends_in_s, 1.0), BUDGET_RECHECK_S),

@@ -32,6 +32,7 @@ from daemon.handlers.prompts import fill_template, load_template, quote
 from daemon.providers.protocols import JsonRequest
 
 MAX_REPAIRS = 2
+OUTPUT_TOKENS = 8192
 # A ceiling for any provider; the adapter's own setting is usually tighter.
 TEXT_TIMEOUT_S = 120.0
 
@@ -58,8 +59,11 @@ async def write_texts(ctx: JobContext, brief: AplusBrief) -> WrittenTexts:
     canaries: list[str] = []
     for attempt in range(MAX_REPAIRS + 1):
         previous = answer
-        answer, canary = await _ask(ctx, asked, attempt, previous, errors)
+        answer, canary, is_cut_short = await _ask(ctx, asked, attempt, previous, errors, OUTPUT_TOKENS)
         canaries.append(canary)
+        if is_cut_short:  # half a document cannot be repaired: the same question with more room, once
+            answer, canary, _ = await _ask(ctx, asked, attempt, previous, errors, 2 * OUTPUT_TOKENS)
+            canaries.append(canary)
         draft, errors = read_draft(answer, asked, canaries=canaries)
         if draft is not None and not errors:
             written = iter(draft.modules)
@@ -84,8 +88,9 @@ async def _ask(
     attempt: int,
     previous: str,
     errors: Sequence[DraftError],
-) -> tuple[str, str]:
-    """One answer of the writer and the canary that stood in its prompt, through a step."""
+    output_tokens: int,
+) -> tuple[str, str, bool]:
+    """(answer of the writer, canary that stood in its prompt, whether it ran out of tokens), through a step."""
     provider = ctx.providers.text
     canary = f"k{secrets.token_hex(8)}"
     template, version = load_template("aplus_text")
@@ -108,30 +113,36 @@ async def _ask(
         text = fill_template(repair, values)
         version += f"+repair@{repair_version}"
     request = JsonRequest(
-        prompt=text, schema=draft_schema(brief.modules), facts=brief.model_dump(mode="json")
+        prompt=text,
+        schema=draft_schema(brief.modules),
+        facts=brief.model_dump(mode="json"),
+        max_output_tokens=output_tokens,
     )
 
     async def call() -> StepValue:
         answer = await provider.generate_json(request, timeout_s=TEXT_TIMEOUT_S)
         return StepValue(
             usage=answer.usage,
-            document={"text": answer.text, "canary": canary},
+            document={"text": answer.text, "canary": canary, "is_cut_short": answer.finish == "MAX_TOKENS"},
             model=answer.model,
             request_id=answer.request_id,
             rate=answer.rate,
         )
 
     # The canary is random and decides nothing, so it is no part of the identity.
-    decisive = (brief.model_dump_json(), previous, *(f"{error.pointer} {error.detail}" for error in errors))
+    asked_before = (previous, *(f"{error.pointer} {error.detail}" for error in errors))
+    decisive = (brief.model_dump_json(), str(output_tokens), *asked_before)
     value = await ctx.step(
-        "text" if not attempt else f"text:repair{attempt}",
+        ("text" if not attempt else f"text:repair{attempt}")
+        + (":longer" if output_tokens > OUTPUT_TOKENS else ""),
         provider=provider.name,
         identity=("aplus_text", provider.name, provider.fingerprint, version, *map(_hash, decisive)),
         estimate_usd=provider.estimate_usd(request),
         call=call,
     )
     assert value.document is not None
-    return str(value.document["text"]), str(value.document["canary"])
+    told = value.document
+    return str(told["text"]), str(told["canary"]), bool(told["is_cut_short"])
 
 
 def _describe(number: int, module: AplusModule) -> str:

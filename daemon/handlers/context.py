@@ -38,7 +38,7 @@ class Asset:
 
     role: "image" (a listing image), "aplus_image", "preview" (HTML or a draft), "partial";
     checks: the marketplace checks as JSON objects {rule, outcome, measured, limit, detail};
-    generated: True when a model invented pixels.
+    generated: True when a model invented pixels; provider: who made it; derived: how, in words.
     """
 
     id: UUID
@@ -50,6 +50,9 @@ class Asset:
     size_bytes: int
     sha256: str
     generated: bool
+    checks: tuple[Mapping[str, Any], ...] = ()
+    provider: str = ""
+    derived: str = ""
 
 
 class JobContext(Protocol):
@@ -107,6 +110,7 @@ class JobContext(Protocol):
         identity: Sequence[str],
         estimate_usd: Decimal,
         call: Callable[[], Awaitable[StepValue]],
+        rate_cost: float = 1.0,
     ) -> StepValue:
         """Run a costly call once. The ledger's whole protocol is behind this: reserve, intent, call,
         store, settle.
@@ -114,6 +118,7 @@ class JobContext(Protocol):
         name: short, for progress and logs ("cutout", "paint:lifestyle"); identity: every string that
         decides the answer (hashes of the inputs, provider fingerprint, prompt version). The same identity
         of the same user gives the stored result without calling; a second one in flight waits for the first.
+        rate_cost: how many of the provider's calls a minute this one takes.
         Errors: ProviderError as the call raised it; Retry when the budget is spent or the lane is closed.
         """
         ...
@@ -130,6 +135,7 @@ class JobContext(Protocol):
         checks: Sequence[Mapping[str, Any]] = (),
         generated: bool = False,
         provider: str = "",
+        derived: str = "",
         file_name: str | None = None,
     ) -> Asset:
         """Store a finished file and attach it to the job, fenced. Errors: Lost."""

@@ -63,6 +63,7 @@ async def cut_out_photo(ctx: JobContext, ref: PhotoRef) -> Cutout:
         identity=("cutout", provider.name, provider.fingerprint, photo_sha256),
         estimate_usd=provider.estimate_usd(info.width_px, info.height_px),
         call=call,
+        rate_cost=provider.rate_cost(info.width_px, info.height_px),
     )
     assert value.data is not None
     return Cutout(

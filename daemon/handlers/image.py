@@ -18,7 +18,7 @@ from daemon.amazon import rules
 from daemon.amazon.checks import Check, has_failed
 from daemon.amazon.images import check_image
 from daemon.errors import Fate, ListingdError, ProviderError, Reject
-from daemon.handlers.context import JobContext
+from daemon.handlers.context import Asset, JobContext
 from daemon.handlers.cutouts import Cutout, cut_out_photo
 from daemon.handlers.painting import Painted, paint_picture
 from daemon.handlers.slots import SLOTS, require_facts
@@ -66,8 +66,7 @@ async def make_image(ctx: JobContext) -> dict[str, Any]:
     assert isinstance(wanted, ImageInput)
     code = rules.code_of(wanted.slot)
     if (saved := await ctx.find_asset("image", wanted.slot)) is not None:
-        return {"asset_id": str(saved.id), "slot": wanted.slot, "code": code, "generated": saved.generated,
-                "provider": "", "derived": "", "checks": []}  # fmt: skip
+        return _describe(saved, wanted.slot, code)
     require_facts((wanted.slot,), wanted.product)
     words = word_picture(wanted.slot, wanted.product)
 
@@ -86,7 +85,6 @@ async def make_image(ctx: JobContext) -> dict[str, Any]:
     encoded = await ctx.in_thread(_encode, wanted, drawn, provider=provider, model=model, generated=generated)
     _require_passed(wanted.slot, encoded.checks)
     _report(ctx, "save")
-    checks = [check.as_json() for check in encoded.checks]
     asset = await ctx.save_asset(
         encoded.data,
         role="image",
@@ -94,14 +92,14 @@ async def make_image(ctx: JobContext) -> dict[str, Any]:
         slot=wanted.slot,
         width_px=encoded.info.width_px,
         height_px=encoded.info.height_px,
-        checks=checks,
+        checks=[check.as_json() for check in encoded.checks],
         generated=generated,
         provider=provider,
+        derived=drawn.derived,
         file_name=rules.file_name(wanted.product.sku or "product", code, encoded.info.format),
     )
     ctx.progress(len(STAGES), len(STAGES), "done")
-    return {"asset_id": str(asset.id), "slot": wanted.slot, "code": code, "generated": generated,
-            "provider": provider, "derived": drawn.derived, "checks": checks}  # fmt: skip
+    return _describe(asset, wanted.slot, code)
 
 
 async def cut_out_usable(ctx: JobContext, photo: PhotoRef) -> Cutout:
@@ -119,6 +117,12 @@ async def cut_out_usable(ctx: JobContext, photo: PhotoRef) -> Cutout:
             data={"fill": verdict.fill, "edge_contact": verdict.edge_contact, "parts": verdict.parts},
         )
     return cutout
+
+
+def _describe(asset: Asset, slot: str, code: str) -> dict[str, Any]:
+    """The result, the same whether this attempt or an earlier one saved the picture."""
+    return {"asset_id": str(asset.id), "slot": slot, "code": code, "generated": asset.generated,
+            "provider": asset.provider, "derived": asset.derived, "checks": list(asset.checks)}  # fmt: skip
 
 
 def _report(ctx: JobContext, stage: str) -> None:

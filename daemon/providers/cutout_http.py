@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -74,6 +75,7 @@ class HttpCutout:
         base_url: str,
         api_key: str = "",
         price_usd_per_credit: Decimal = Decimal(0),
+        timeout_s: float = 60.0,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
         self._protocol: Protocol = protocol
@@ -82,6 +84,7 @@ class HttpCutout:
         self._url = base if base.endswith(path) else base + path  # services state their URL either way
         self._api_key = api_key
         self._price_usd = price_usd_per_credit if protocol == "removebg" else Decimal(0)
+        self._timeout_s = timeout_s
         self._max_answer_bytes = max_answer_bytes
         self._names = fates.NameFailures()
         self._session: aiohttp.ClientSession | None = None
@@ -98,6 +101,10 @@ class HttpCutout:
         """USD of one photo: a credit, whatever its size."""
         return self._price_usd
 
+    def rate_cost(self, width_px: int, height_px: int) -> float:
+        """remove.bg counts megapixels, rounded up; the others count calls."""
+        return float(math.ceil(width_px * height_px / 1e6)) if self._protocol == "removebg" else 1.0
+
     async def cut_out(self, photo: bytes, *, timeout_s: float) -> CutoutAnswer:
         """The product of one photo, in the photo's full frame.
 
@@ -106,7 +113,7 @@ class HttpCutout:
         """
         sent = await asyncio.to_thread(_prepare, photo)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(min(timeout_s, self._timeout_s)):
                 reply = await self._post(sent)
                 self._names.clear()
                 self._check(reply)

@@ -69,6 +69,8 @@ def _build_paint(settings: Settings) -> PaintProvider:
             wanted.price_per_image_usd,
         ),
         concurrency=wanted.concurrency,
+        timeout_s=wanted.timeout_s,
+        timeout_high_s=wanted.timeout_high_s,
         allowed=[ip_network(net) for net in settings.fetch.allowed_private_networks],
     )
 
@@ -99,6 +101,7 @@ def _build_cutout(settings: Settings) -> CutoutProvider:
         base_url=base_url,
         api_key=_reveal(wanted.api_key),
         price_usd_per_credit=wanted.price_usd_per_credit,
+        timeout_s=wanted.timeout_s,
     )
 
 
@@ -119,6 +122,7 @@ def _build_text(settings: Settings, on_late_usage: OnLateUsage | None) -> TextPr
             model=wanted.model,
             prices=prices,
             concurrency=wanted.concurrency,
+            timeout_s=wanted.timeout_s,
             on_late_usage=on_late_usage,
         )
     if importlib.util.find_spec("google.genai") is None:
@@ -126,7 +130,12 @@ def _build_text(settings: Settings, on_late_usage: OnLateUsage | None) -> TextPr
     from daemon.providers.genai import GenaiText
 
     return GenaiText(
-        api_key=key, base_url=url, model=wanted.model, prices=prices, concurrency=wanted.concurrency
+        api_key=key,
+        base_url=url,
+        model=wanted.model,
+        prices=prices,
+        concurrency=wanted.concurrency,
+        timeout_s=wanted.timeout_s,
     )
 
 

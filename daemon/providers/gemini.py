@@ -56,6 +56,7 @@ class GeminiText:
         model: str,
         prices: TokenPrices,
         concurrency: int = 8,
+        timeout_s: float = 60.0,
         on_late_usage: OnLateUsage | None = None,
         max_answer_bytes: int = gemini_wire.MAX_ANSWER_BYTES,
     ) -> None:
@@ -64,6 +65,7 @@ class GeminiText:
         self._model = model
         self._prices = prices
         self._on_late_usage = on_late_usage
+        self._timeout_s = timeout_s
         self._max_answer_bytes = max_answer_bytes
         self._threads = AbandonableThreads(concurrency, name="gemini")
         self._names = fates.NameFailures()
@@ -87,6 +89,7 @@ class GeminiText:
         Errors: ProviderError, its data carrying cost_usd where the call is known to be billed.
         """
         model = request.model or self._model
+        timeout_s = min(timeout_s, self._timeout_s)
         await self._open()
         sent = False
 

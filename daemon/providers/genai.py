@@ -31,6 +31,7 @@ class GenaiText:
         model: str,
         prices: TokenPrices,
         concurrency: int = 8,
+        timeout_s: float = 60.0,
         max_answer_bytes: int = gemini_wire.MAX_ANSWER_BYTES,
     ) -> None:
         self._api_key = api_key
@@ -38,6 +39,7 @@ class GenaiText:
         self._model = model
         self._prices = prices
         self._concurrency = concurrency
+        self._timeout_s = timeout_s
         self._max_answer_bytes = max_answer_bytes
         self._names = fates.NameFailures()
         self._opening = asyncio.Lock()
@@ -61,6 +63,7 @@ class GenaiText:
         Errors: ProviderError, its data carrying cost_usd where the call is known to be billed.
         """
         model = request.model or self._model
+        timeout_s = min(timeout_s, self._timeout_s)
         await self._open()
         try:
             async with asyncio.timeout(timeout_s):

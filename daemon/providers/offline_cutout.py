@@ -35,6 +35,9 @@ class OfflineCutout:
     def estimate_usd(self, width_px: int, height_px: int) -> Decimal:
         return Decimal(0)
 
+    def rate_cost(self, width_px: int, height_px: int) -> float:
+        return 1.0
+
     async def cut_out(self, photo: bytes, *, timeout_s: float) -> CutoutAnswer:
         """Errors: ProviderError PERMANENT cutout_unreliable; RETRY cutout_timeout; those of codec.decode."""
         try:

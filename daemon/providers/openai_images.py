@@ -37,6 +37,7 @@ _NAME = "openai"
 # 8.3 MP of noise is 25 MB of PNG, a third more in base64; a stream carries previews besides.
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_PICTURE_BYTES = 40 * 1024 * 1024
+_SLOW = frozenset({"high", "xhigh", "max", "hd", "auto"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ class _Body:
 class OpenAIImages:
     """A PaintProvider.
 
-    quality: low, medium, high, xhigh, max, auto, standard, hd; allowed: private networks that URLs in
+    quality: low, medium, high, xhigh, max, auto, standard, hd; timeout_high_s: deadline of a call at high quality
+    or above, timeout_s of the others; allowed: private networks that URLs in
     answers may lead to (a self-hosted server's own). The SDK (1.5 s, 51 MB) loads at the first call.
     """
 
@@ -64,6 +66,8 @@ class OpenAIImages:
         quality: str,
         prices: ImagePrices,
         concurrency: int = 8,
+        timeout_s: float = 240.0,
+        timeout_high_s: float = 360.0,
         allowed: Sequence[Network] = (),
         max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
@@ -73,6 +77,8 @@ class OpenAIImages:
         self._quality = quality
         self._prices = prices
         self._concurrency = concurrency
+        self._timeout_s = timeout_s
+        self._timeout_high_s = timeout_high_s
         self._allowed = tuple(allowed)
         self._max_answer_bytes = max_answer_bytes
         self._names = fates.NameFailures()
@@ -98,6 +104,8 @@ class OpenAIImages:
         Errors: ProviderError, its data carrying cost_usd where the call is known to be billed.
         """
         client = await self._open()
+        own_s = self._timeout_high_s if self._wished(request)[1] in _SLOW else self._timeout_s
+        timeout_s = min(timeout_s, own_s)
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await self._paint(client, request, timeout_s, on_partial)

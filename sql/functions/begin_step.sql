@@ -1,10 +1,12 @@
 -- Writes the intent of one costly call and reserves its estimate, or says why not. outcome:
 --   open       call now; step is ours
+--   last       the same, but one call of this job was lost already: what is lost now is not tried again
 --   done       an earlier call's result: do not call
 --   busy       another live attempt is calling: wait
---   budget     a budget has no room; blocked says which
---   exhausted  two calls of this job ended with an unknown outcome: give up
+--   budget     a budget has no room; blocked says which, and in is_news whether this was told for the first time
+--   exhausted  two calls of this job were lost: give up
 --   lost       the attempt is no longer ours
+-- A call is lost when it cost money and left no result: its outcome is unknown, or its answer was unusable.
 -- An open step whose owner is dead is closed first: unknown when it may have cost money.
 create or replace function listingd.begin_step(
     new_id uuid, by_fence bigint, by_worker bigint, for_identity text, step_name text, by_provider text,
@@ -17,7 +19,7 @@ as $$
 declare
     job record;
     other record;
-    unknowns int;
+    losses int;
     today date := (now() at time zone 'utc')::date;
 begin
     select s.id, s.user_id, s.kind, j.project_id into job
@@ -41,7 +43,7 @@ begin
         on conflict (user_id, identity) where state in ('open', 'done') do nothing;
         exit when found;
 
-        select s.id, s.state, s.fence, s.worker, s.estimated_usd into other
+        select s.id, s.state, s.fence, s.worker, s.estimated_usd, s.tries into other
         from listingd.steps as s
         where s.user_id = job.user_id and s.identity = for_identity and s.state in ('open', 'done')
         for update;
@@ -51,7 +53,7 @@ begin
             return;
         end if;
         if other.id = new_id then  -- asked again because the first answer was lost on the way
-            return query select 'open', new_id, null::jsonb;
+            return query select case when other.tries > 1 then 'last' else 'open' end, new_id, null::jsonb;
             return;
         end if;
         if other.fence <> by_fence and exists (
@@ -71,21 +73,25 @@ begin
     end loop;
 
     -- An explicit retry after the job gave up for this reason is a new chance: count only what came later.
-    select count(*) into unknowns
+    select count(*) into losses
     from listingd.steps as s
     where
-        s.job_id = job.id and s.identity = for_identity and s.state = 'unknown'
+        s.job_id = job.id and s.identity = for_identity
+        and (s.state = 'unknown' or s.state = 'failed' and s.actual_usd > 0)
         and s.ended_at > coalesce(
-            (select max(a.ended_at) from listingd.attempts as a where a.job_id = job.id and a.code = 'outcome_unknown'),
+            (
+                select max(a.ended_at) from listingd.attempts as a
+                where a.job_id = job.id and a.code in ('outcome_unknown', 'answers_unusable')
+            ),
             '-infinity'
         );
-    if unknowns >= 2 then
+    if losses >= 2 then
         delete from listingd.steps as s where s.id = new_id;
         return query select 'exhausted', null::uuid, null::jsonb;
         return;
     end if;
-    if unknowns > 0 then
-        update listingd.steps as s set tries = unknowns + 1 where s.id = new_id;
+    if losses > 0 then
+        update listingd.steps as s set tries = losses + 1 where s.id = new_id;
     end if;
 
     if estimate_usd > 0 then
@@ -94,12 +100,13 @@ begin
         from listingd.find_full_budget(job.user_id, job.project_id, today, estimate_usd, defaults) as b;
         if found then
             delete from listingd.steps as s where s.id = new_id;
-            return query select 'budget', null::uuid, blocked;
+            return query select
+                'budget', null::uuid, blocked || jsonb_build_object('is_news', listingd.tell_budget(blocked, today));
             return;
         end if;
         perform listingd.move_spend(job.user_id, job.project_id, today, estimate_usd, 0);
     end if;
-    return query select 'open', new_id, null::jsonb;
+    return query select case when losses > 0 then 'last' else 'open' end, new_id, null::jsonb;
 end
 $$;
 comment on function listingd.begin_step(uuid, bigint, bigint, text, text, text, numeric, numeric[]) is

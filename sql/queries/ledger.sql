@@ -36,6 +36,10 @@ select f.sha256 from listingd.forget_steps($1) as f (sha256)
 select b.scope, b.subject, b.period, b.limit_usd, b.used_usd, b.ends_in_s
 from listingd.find_full_budget($1, $2, (now() at time zone 'utc')::date, $3, $4) as b
 
+-- name: has_budgets
+-- Whether a budget is set that limits anything.
+select exists (select from listingd.budgets as b where b.limit_usd is not null) as has_budgets
+
 -- name: set_budget
 -- $1 scope, $2 subject, $3 period, $4 limit in USD (null: no limit)
 insert into listingd.budgets (scope, subject, period, limit_usd)

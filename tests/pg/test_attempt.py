@@ -21,7 +21,7 @@ from daemon.db import Database
 from daemon.errors import InvalidInput, Lost, ProviderError, Reject
 from daemon.handlers.context import JobContext
 from daemon.jobs import ClaimedJob, State, new_id
-from daemon.payloads import PhotoRef, PingInput
+from daemon.payloads import PhotoRef, PingInput, WebhookInput
 from daemon.providers.protocols import Providers
 from daemon.queue import Queue
 from daemon.settings import Fetch, Settings
@@ -288,6 +288,13 @@ def test_an_input_that_python_cannot_read_is_invalid(text: str) -> None:
     """jsonb stores both; one such row must fail alone."""
     with pytest.raises(InvalidInput):
         read_input("ping", text)
+
+
+def test_the_daemons_own_kinds_are_read_too() -> None:
+    """No caller may ask for a webhook delivery, yet it is a job like any other."""
+    asked = read_input("webhook", '{"message_id": "msg_1", "type": "job.completed", "body": "{}"}')
+
+    assert isinstance(asked, WebhookInput)
 
 
 def test_an_unknown_kind_is_invalid() -> None:

@@ -184,6 +184,59 @@ async def test_a_look_before_creating_says_that_the_money_is_gone(db: Database, 
     assert 0 < caught.value.data["retry_after_s"] <= 86_400
 
 
+async def test_a_budget_that_is_just_spent_refuses_new_jobs(db: Database, storage: Storage) -> None:
+    daemon = await start_daemon(db, storage, budgets=Budgets(user_usd_per_day=ONE))
+    await daemon.ledger.check_budget("ada", None)
+    await pay_all(daemon, [await claim_job(daemon)])
+
+    with pytest.raises(BudgetSpent):
+        await daemon.ledger.check_budget("ada", None)
+
+
+async def test_a_spent_budget_is_told_once_and_again_when_it_was_raised(
+    db: Database, storage: Storage
+) -> None:
+    """budget.exhausted: to the user whose budget it is, and to the service; not for every waiting job."""
+    daemon = await start_daemon(db, storage, budgets=Budgets(user_usd_per_day=ONE))
+    for user in ("", "ada", "bob"):
+        await db.pool.execute(
+            "insert into listingd.webhook_endpoints (id, user_id, url) values ($1, $2, 'https://x.example')",
+            new_id(), user,
+        )  # fmt: skip
+
+    await pay_all(daemon, [await claim_job(daemon) for _ in range(5)])
+    told_first = await _read_deliveries(db)
+    await daemon.ledger.set_budget("user", "ada", "day", Decimal(2))
+    await pay_all(daemon, [await claim_job(daemon) for _ in range(5)])
+
+    assert [("", "1"), ("ada", "1")] == sorted(told_first)
+    assert [("", "2"), ("ada", "2")] == sorted((await _read_deliveries(db))[2:])
+
+
+async def _read_deliveries(db: Database) -> list[tuple[str, str]]:
+    """(receiver, limit) of each budget.exhausted, oldest first."""
+    rows = await db.pool.fetch(
+        "select user_id, input ->> 'body' as body from listingd.jobs"
+        " where kind = 'webhook' and input ->> 'type' = 'budget.exhausted' order by id"
+    )
+    budgets = [(row["user_id"], json.loads(row["body"])["data"]["budget"]) for row in rows]
+    assert all(("user", "ada", "day") == (b["scope"], b["subject"], b["period"]) for _, b in budgets)
+    return [(user, budget["limit_usd"]) for user, budget in budgets]
+
+
+async def test_the_total_is_told_to_the_service_alone(db: Database, storage: Storage) -> None:
+    """A user must not learn what all others spend."""
+    daemon = await start_daemon(db, storage, budgets=Budgets(total_usd_per_month=ONE))
+    await db.pool.execute(
+        "insert into listingd.webhook_endpoints (id, user_id, url) values ($1, 'ada', 'https://x.example')",
+        new_id(),
+    )
+
+    await pay_all(daemon, [await claim_job(daemon) for _ in range(2)])
+
+    assert [] == await _read_deliveries(db)
+
+
 async def test_a_new_day_and_a_new_month_begin_at_zero(db: Database, storage: Storage) -> None:
     daemon = await start_daemon(db, storage)
     await pay_all(daemon, [await claim_job(daemon)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -12,6 +13,7 @@ from daemon.db import Database, open_pool
 from daemon.errors import Fate, Lost, ProviderError, Reject
 from daemon.jobs import Cost, new_id
 from daemon.ledger import encode_json, sweep_orphans
+from daemon.providers.protocols import Usage
 from daemon.settings import Settings
 from daemon.steps import hash_identity
 from daemon.storage import Storage, open_storage
@@ -27,6 +29,7 @@ from tests.pg.money_support import (
     read_spend,
     start_daemon,
 )
+from tests.support import eventually
 
 
 @pytest.fixture
@@ -187,23 +190,74 @@ async def test_a_timed_out_call_is_unknown_and_counts_as_spent(daemon: Daemon) -
 async def test_an_unknown_outcome_is_tried_once_more_at_most(daemon: Daemon) -> None:
     provider = Provider(error=ambiguous())
     job = await claim_job(daemon)
+    with pytest.raises(ProviderError):
+        await daemon.pay(job, provider)
+
     for _ in range(2):
-        with pytest.raises(ProviderError):
+        with pytest.raises(Reject) as caught:
             await daemon.pay(job, provider)
+
+    assert ("outcome_unknown", "unknown", 2) == (caught.value.code, caught.value.data["paid"], provider.calls)
+    assert (0, 2 * PRICE) == await read_spend(daemon)
+
+
+@pytest.mark.parametrize("fate", [Fate.AMBIGUOUS, Fate.RETRY])
+async def test_a_billed_answer_without_use_is_bought_once_more_at_most(daemon: Daemon, fate: Fate) -> None:
+    """A provider that bills rubbish must not be paid once for each attempt of the job."""
+    unusable = ProviderError("Rubbish.", provider="painter", fate=fate, data={"cost_usd": "0.07"})
+    provider = Provider(error=unusable)
+    job = await claim_job(daemon)
+    with pytest.raises(ProviderError):
+        await daemon.pay(job, provider)
 
     with pytest.raises(Reject) as caught:
         await daemon.pay(job, provider)
 
-    assert ("outcome_unknown", 2) == (caught.value.code, provider.calls)
-    assert (0, 2 * PRICE) == await read_spend(daemon)
+    assert ("answers_unusable", "yes", 2) == (caught.value.code, caught.value.data["paid"], provider.calls)
+    assert (0, Decimal("0.14")) == await read_spend(daemon)
+    assert {"failed": 2} == await count_states(daemon)
+
+
+async def test_failures_that_cost_nothing_are_no_losses(daemon: Daemon) -> None:
+    failing = Provider(error=ProviderError("Busy.", provider="painter", fate=Fate.RETRY, status=503))
+    job = await claim_job(daemon)
+    for _ in range(3):
+        with pytest.raises(ProviderError):
+            await daemon.pay(job, failing)
+
+    assert not (await daemon.pay(job, Provider())).reused
+
+
+async def test_an_answer_after_its_call_was_given_up_tells_its_price(daemon: Daemon) -> None:
+    """A thread that went on: the call was unknown and counted at its estimate, now its cost is known."""
+
+    async def time_out() -> None:
+        context = contextvars.copy_context()
+        loop = asyncio.get_running_loop()
+        loop.call_soon(context.run, daemon.steps.note_late, Usage(Decimal("0.19")), "model-1")
+        raise ambiguous()
+
+    job = await claim_job(daemon)
+    with pytest.raises(ProviderError):
+        await daemon.pay(job, Provider(on_call=time_out))
+    booking = asyncio.create_task(daemon.steps.book_late())
+
+    async def is_priced() -> bool:
+        return (await read_spend(daemon)) == (0, Decimal("0.19"))
+
+    await eventually(is_priced)
+    (call,) = await daemon.ledger.read_calls(job.id)
+    assert ("failed", "answered_late", Decimal("0.19")) == (call.state, call.code, call.actual_usd)
+    booking.cancel()
+    await asyncio.wait({booking})
 
 
 async def test_after_giving_up_an_explicit_retry_may_call_again(daemon: Daemon) -> None:
     """The seller has looked at the bill and asks for it: two more calls, not none and not endless ones."""
     provider = Provider(error=ambiguous())
     job = await claim_job(daemon)
-    for _ in range(2):
-        with pytest.raises(ProviderError):
+    for error in (ProviderError, Reject):
+        with pytest.raises(error):
             await daemon.pay(job, provider)
     await end_attempt(daemon, job, "failed", '{"code": "outcome_unknown", "message": "x"}')
     await daemon.db.fetch("retry_job", job.id, None)

@@ -78,7 +78,9 @@ class FakeContext:
         identity: Sequence[str],
         estimate_usd: Decimal,
         call: Callable[[], Awaitable[StepValue]],
+        rate_cost: float = 1.0,
     ) -> StepValue:
+        assert rate_cost >= 1
         assert estimate_usd >= 0
         assert all(isinstance(part, str) for part in identity)
         key = (provider, *identity)
@@ -101,6 +103,7 @@ class FakeContext:
         checks: Sequence[Mapping[str, Any]] = (),
         generated: bool = False,
         provider: str = "",
+        derived: str = "",
         file_name: str | None = None,
     ) -> Asset:
         asset = Asset(
@@ -113,6 +116,9 @@ class FakeContext:
             size_bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
             generated=generated,
+            checks=tuple(checks),
+            provider=provider,
+            derived=derived,
         )
         self.world.assets.append(asset)
         self.world.files[asset.id] = data
