@@ -29,11 +29,13 @@ async def _make_document(settings: Settings) -> dict[str, Any]:
     """The document of the routes the daemon serves, built on parts that are never opened."""
     from daemon import http
     from daemon.api import openapi, system
+    from daemon.api.admission import Admission
     from daemon.api.deps import ApiDeps
     from daemon.changes import Changes
     from daemon.db import Database
     from daemon.durations import Durations
     from daemon.explain import Explainer
+    from daemon.ledger import Ledger
     from daemon.providers.factory import build_providers
     from daemon.queue import Queue
     from daemon.scheduler import Scheduler
@@ -42,13 +44,15 @@ async def _make_document(settings: Settings) -> dict[str, Any]:
     from daemon.views import Views
 
     db = Database(settings, dsn="")
+    providers = build_providers(settings)
     deps = ApiDeps(
         settings=settings, db=db, queue=Queue(db), views=Views(db), changes=Changes(),
         storage=await open_storage(settings.model_copy(update={"storage_url": "memory://"})),
+        admission=Admission(db, Ledger(db, settings.budgets), providers, open_jobs_per_user=1),
         explainer=Explainer(db, Scheduler(()), Durations(), free_slots=lambda: 0),
         authenticator=_Nobody(), readiness=_is_not_ready, is_draining=lambda: True,
     )  # fmt: skip
-    more = http.list_operator_routes(deps, ServiceKeys(db, first_key=""), build_providers(settings))
+    more = http.list_operator_routes(deps, ServiceKeys(db, first_key=""), providers)
     table = http.build_app(deps, more)[http.ROUTES]
     url = settings.http.public_url or "/"
     return openapi.make_document(table, version=system.read_version(), url=url)

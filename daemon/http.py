@@ -35,6 +35,7 @@ from daemon.api.connection import Connection, Refused
 from daemon.api.deps import ApiDeps
 from daemon.api.door import Door
 from daemon.api.feed import Feed
+from daemon.api.idempotency import with_keys
 from daemon.api.routing import Route
 from daemon.errors import Misconfigured
 from daemon.providers.protocols import Providers
@@ -76,6 +77,7 @@ def build_app(deps: ApiDeps, more: Iterable[Route] = ()) -> web.Application:
         *more,
         *system.routes(deps, lambda: document),
     )
+    table = with_keys(table, deps.db, deps.settings.http)
     document |= openapi.make_document(
         table, version=system.read_version(), url=deps.settings.http.public_url or "/"
     )

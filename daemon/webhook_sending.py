@@ -109,10 +109,10 @@ async def send(
         return receipt(problem="malformed")
 
 
-def check_url(url: str, allowed: Sequence[Network] = ()) -> None:
+def check_url(url: str, allowed: Sequence[Network] = (), *, pointer: str = "/url") -> None:
     """Refuse at once what could never be delivered; names are judged when they are resolved.
 
-    Errors: InvalidInput.
+    pointer: where the URL stands in the caller's document. Errors: InvalidInput.
     """
     try:
         parts = urlsplit(url)
@@ -124,14 +124,14 @@ def check_url(url: str, allowed: Sequence[Network] = ()) -> None:
         parts.scheme in {"http", "https"} and host and port != 0 and not parts.username and not parts.password
     )
     if not fits or any(ch.isspace() or ord(ch) < 0x20 for ch in url):
-        raise _refuse_url("must be an http or https URL with a host and without a password")
+        raise _refuse_url(pointer, "must be an http or https URL with a host and without a password")
     try:
         ipaddress.ip_address(host)
     except ValueError:
         return
     if not AddressGuard(allowed).permits(host):
-        raise _refuse_url("leads to an address that is not public")
+        raise _refuse_url(pointer, "leads to an address that is not public")
 
 
-def _refuse_url(detail: str) -> InvalidInput:
-    return InvalidInput(f"/url: {detail}.", errors=[FieldError("/url", "webhook_url", detail)])
+def _refuse_url(pointer: str, detail: str) -> InvalidInput:
+    return InvalidInput(f"{pointer}: {detail}.", errors=[FieldError(pointer, "webhook_url", detail)])

@@ -26,12 +26,17 @@ MAX_DIGITS = 100
 
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 
+BODY: web.RequestKey[bytes] = web.RequestKey("body", bytes)
+"""`request[BODY]`: the body, when somebody has read it already."""
+
 Model = TypeVar("Model", bound=BaseModel)
 Anything = TypeVar("Anything")
 
 
 async def read_bytes(request: web.Request, *, max_bytes: int, timeout_s: float) -> bytes:
     """The whole body. Errors: TooLarge as soon as it is known, TimedOut."""
+    if BODY in request:
+        return request[BODY]
     declared = request.content_length
     if declared is not None and declared > max_bytes:
         raise _too_large(max_bytes)

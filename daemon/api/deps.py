@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from daemon.api.admission import Admission
 from daemon.api.principal import Authenticator
 from daemon.changes import Changes
 from daemon.db import Database
@@ -34,6 +35,7 @@ class ApiDeps:
     views: Views
     changes: Changes
     storage: Storage
+    admission: Admission
     explainer: Explainer
     authenticator: Authenticator
     readiness: Callable[[], Awaitable[Readiness]]

@@ -7,7 +7,10 @@ import base64
 import binascii
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from ipaddress import ip_network
 from typing import Any
 from uuid import UUID
 
@@ -15,22 +18,23 @@ from aiohttp import web
 
 from daemon.api import models
 from daemon.api.access import confine, covers, keyed, no_such, owner_of, path_id
+from daemon.api.admission import Asked
 from daemon.api.answers import etag, json_answer, matches, read_wait_s
 from daemon.api.bodies import read_json, read_query, validate
 from daemon.api.deps import ApiDeps
 from daemon.api.feed import Feed
-from daemon.api.idempotency import Idempotency
+from daemon.api.idempotency import REPLAYED
 from daemon.api.principal import PRINCIPAL, Principal
 from daemon.api.routing import Answer, Route
-from daemon.errors import Conflict, InvalidInput
+from daemon.errors import BudgetSpent, Conflict, InvalidInput, TooManyRequests
 from daemon.jobs import NewJob
 from daemon.queue import Created
 from daemon.queue import Idempotency as JobKey
 from daemon.views import Job, JobFilter, dump
+from daemon.webhook_sending import check_url
 
 _CREATES = models.CreateImage | models.CreatePack | models.CreateAplus | models.CreatePing
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
-_IDEMPOTENCY = {"Idempotency-Replayed": "`true` when an earlier request with the same key made it."}
 
 
 class Jobs:
@@ -38,12 +42,14 @@ class Jobs:
 
     def __init__(self, deps: ApiDeps, feed: Feed) -> None:
         self._queue = deps.queue
+        self._db = deps.db
+        self._admission = deps.admission
         self._views = deps.views
         self._changes = deps.changes
         self._feed = feed
-        self._idempotency = Idempotency(deps.db)
         self._http = deps.settings.http
         self._max_attempts = deps.settings.retry.max_attempts
+        self._allowed = [ip_network(net) for net in deps.settings.fetch.allowed_private_networks]
 
     async def create(self, request: web.Request) -> web.Response:
         document, body = await read_json(request, self._http)
@@ -51,6 +57,7 @@ class Jobs:
         principal = request[PRINCIPAL]
         job = self._new_job(principal, asked, document)
         key = keyed(request, _fingerprint(document)) if "Idempotency-Key" in request.headers else None
+        await self._admit([(asked.input, job)], key)
         created = (await self._store([job], key))[0]
         shown = await self._show(created, job)
         headers = {"Location": f"/v1/jobs/{shown.id}", "ETag": etag(shown)}
@@ -72,8 +79,12 @@ class Jobs:
             try:
                 jobs.append(self._new_job(principal, asked, raw))
             except InvalidInput as exc:
-                raise InvalidInput(f"/jobs/{index}: {exc.message}", code=exc.code) from exc
+                raise InvalidInput(
+                    f"/jobs/{index}: {exc.message}", code=exc.code,
+                    errors=[replace(error, pointer=f"/jobs/{index}{error.pointer}") for error in exc.errors],
+                ) from exc  # fmt: skip
         key = keyed(request, _fingerprint(document))
+        await self._admit([(asked.input, job) for asked, job in zip(batch.jobs, jobs, strict=True)], key)
         created = await self._store(jobs, key)
         shown = [await self._show(made, job) for made, job in zip(created, jobs, strict=True)]
         headers = {"Idempotency-Replayed": "true"} if created[0].replayed else None
@@ -120,12 +131,6 @@ class Jobs:
         data = ",".join(job.to_json(wanted.fields) for job in page.jobs)
         return json_answer(f'{{"data":[{data}],"next_cursor":{dump(cursor)}}}', 200, headers)
 
-    async def cancel(self, request: web.Request) -> web.Response:
-        return await self._idempotency.once(request, lambda: self._cancel(request))
-
-    async def retry(self, request: web.Request) -> web.Response:
-        return await self._idempotency.once(request, lambda: self._retry(request))
-
     async def erase(self, request: web.Request) -> web.Response:
         job_id = path_id(request, "job")
         erasure = await self._views.erase_job(job_id, request[PRINCIPAL].user_id)
@@ -140,7 +145,7 @@ class Jobs:
         self._changes.mark([job_id])
         return web.Response(status=204)
 
-    async def _cancel(self, request: web.Request) -> web.Response:
+    async def cancel(self, request: web.Request) -> web.Response:
         principal = request[PRINCIPAL]
         job_id = path_id(request, "job")
         if await self._queue.cancel(job_id, principal.user_id) is None:
@@ -149,7 +154,7 @@ class Jobs:
         job = await self._read_own(principal, job_id)
         return json_answer(job.to_json(), 200 if job.is_final else 202, {"ETag": etag(job)})
 
-    async def _retry(self, request: web.Request) -> web.Response:
+    async def retry(self, request: web.Request) -> web.Response:
         principal = request[PRINCIPAL]
         job_id = path_id(request, "job")
         move = await self._queue.retry(job_id, principal.user_id)
@@ -179,8 +184,21 @@ class Jobs:
             max_attempts=asked.max_attempts or self._max_attempts,
             metadata=document.get("metadata") or {},
             tags=asked.tags,
-            webhook=None if asked.webhook is None else asked.webhook.model_dump(mode="json"),
+            webhook=None if asked.webhook is None else self._webhook(principal, asked.webhook),
         )
+
+    def _webhook(self, principal: Principal, asked: models.Webhook) -> dict[str, Any]:
+        """As the database's trigger reads it. owner: who named the URL signs with their job secret."""
+        check_url(asked.url, self._allowed, pointer="/webhook/url")
+        return asked.model_dump(mode="json") | {"owner": principal.user_id or ""}
+
+    async def _admit(self, asked: Sequence[Asked], key: JobKey | None) -> None:
+        """Errors: BudgetSpent, TooManyRequests; not for a request that was let in before: it is replayed."""
+        try:
+            await self._admission.check(asked)
+        except (BudgetSpent, TooManyRequests):
+            if key is None or not await self._db.fetch("read_idempotency_keys", [key.principal], [key.key]):
+                raise
 
     async def _store(self, jobs: list[NewJob], key: JobKey | None) -> list[Created]:
         created = await self._queue.create(jobs, idempotency=key)
@@ -257,7 +275,7 @@ def _read_cursor(cursor: str) -> tuple[datetime, UUID]:
 def routes(deps: ApiDeps, feed: Feed) -> list[Route]:
     """The routes of this topic."""
     jobs = Jobs(deps, feed)
-    location = {"Location": "The job's path.", "ETag": "Weak tag of its version."} | _IDEMPOTENCY
+    location = {"Location": "The job's path.", "ETag": "Weak tag of its version."} | REPLAYED
     waited = {"Preference-Applied": "The wait that was granted."}
     one = Answer("The job.", models.Job, headers={"ETag": "Weak tag of its version."})
     return [
@@ -270,14 +288,14 @@ def routes(deps: ApiDeps, feed: Feed) -> list[Route]:
                 200: Answer("Finished within the wait.", models.Job, headers=location | waited),
                 202: Answer("Stored; not finished within the wait.", models.Job, headers=location | waited),
             },
-            problems=(402, 408, 409, 413, 415, 422),
+            problems=(402, 408, 409, 413, 415, 422), keyed="by_itself",
         ),
         Route(
             "POST", "/v1/jobs/batch", jobs.create_batch, "Create up to 1000 jobs at once", "jobs", "enqueue",
             description="One transaction: 422 names the index of a wrong job, and nothing is created.",
             headers=models.IdempotencyHeaders, body=models.CreateBatch,
-            answers={201: Answer("All are stored, in order.", models.Batch, headers=_IDEMPOTENCY)},
-            problems=(402, 408, 409, 413, 415, 422),
+            answers={201: Answer("All are stored, in order.", models.Batch, headers=REPLAYED)},
+            problems=(402, 408, 409, 413, 415, 422), keyed="by_itself",
         ),
         Route(
             "GET", "/v1/jobs", jobs.list_page, "List jobs, newest first", "jobs", query=models.ListQuery,
@@ -297,13 +315,13 @@ def routes(deps: ApiDeps, feed: Feed) -> list[Route]:
         ),
         Route(
             "POST", "/v1/jobs/{id}/cancel", jobs.cancel, "Cancel a job and its children", "jobs", "enqueue",
-            description="Idempotent. Finished items are kept.", headers=models.IdempotencyHeaders,
+            description="Idempotent. Finished items are kept.",
             answers={200: one, 202: Answer("A stop is under way.", models.Job, headers=one.headers)},
             problems=(404, 409, 422),
         ),
         Route(
             "POST", "/v1/jobs/{id}/retry", jobs.retry, "Run a failed or cancelled job again", "jobs", "enqueue",
-            description="Finished steps and items are kept and not paid again.", headers=models.IdempotencyHeaders,
+            description="Finished steps and items are kept and not paid again.",
             answers={202: Answer("Pending again.", models.Job, headers=one.headers)},
             problems=(404, 409, 422),
         ),

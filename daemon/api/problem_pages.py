@@ -67,6 +67,9 @@ PAGES: dict[str, Page] = {
     "idempotency_in_flight": Page(
         "The same request is in flight", "Wait as long as `Retry-After` says, then send it again."
     ),
+    "idempotency_sealed": Page(
+        "The answer is sealed", "Ask with the credentials of the first request, or use a new Idempotency-Key."
+    ),
     "unique_key_moved": Page("A unique key has just been set free", "Send the request again."),
     "gone": Page("It is gone", "It was erased or removed after its retention."),
     "position_gone": Page(
@@ -108,6 +111,9 @@ PAGES: dict[str, Page] = {
     ),
     "too_many_refusals": Page(
         "Too many refused credentials", "Check the key; come back after `Retry-After`."
+    ),
+    "too_many_open_jobs": Page(
+        "Too many unfinished jobs", "Wait until some of the user's jobs have ended, or cancel some."
     ),
     "too_many_streams": Page(
         "Too many event streams are open",

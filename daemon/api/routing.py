@@ -14,7 +14,6 @@ from aiohttp import web
 from pydantic import BaseModel
 
 Handle = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Limit = Literal["principal", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +35,8 @@ class Route:
     query: model of the query string; headers: model of the request headers that it reads;
     body: model or JSON schema of the JSON body; uploads: content types it takes instead of JSON;
     problems: the error statuses it answers besides those of every route (400, 401, 403, 406, 429, 503);
+    keyed: how a POST honours Idempotency-Key: its answer is kept, kept sealed since it shows a service key, or the
+    handler sees to it (idempotency.py);
     token_in_query: a minted read token may come as `?token=` (browsers' EventSource sends no headers).
     """
 
@@ -52,4 +53,5 @@ class Route:
     uploads: tuple[str, ...] = ()
     answers: Mapping[int, Answer] = field(default_factory=dict)
     problems: tuple[int, ...] = ()
+    keyed: Literal["answer", "sealed", "by_itself"] = "answer"
     token_in_query: bool = False

@@ -12,7 +12,7 @@ from daemon.api.access import owner_of
 from daemon.api.answers import json_answer
 from daemon.api.bodies import read_bytes, read_query
 from daemon.api.deps import ApiDeps
-from daemon.api.idempotency import Idempotency
+from daemon.api.idempotency import REPLAYED, Idempotency
 from daemon.api.principal import PRINCIPAL
 from daemon.api.problems import TimedOut
 from daemon.api.routing import Answer, Route
@@ -35,7 +35,7 @@ class Uploads:
         self._idempotency = Idempotency(deps.db)
         self._in_flight = asyncio.Semaphore(8)  # 8 × 25 MiB in memory at most
 
-    async def create(self, request: web.Request) -> web.Response:
+    async def create(self, request: web.Request) -> web.StreamResponse:
         query = read_query(request, models.UploadQuery)
         user_id = owner_of(request[PRINCIPAL], query.user_id)
         content_type = request.content_type
@@ -51,7 +51,7 @@ class Uploads:
             info = await asyncio.to_thread(codec.inspect, data)
             sha256 = await self._storage.put(data, info.content_type)
         return await self._idempotency.once(
-            request, lambda: self._note(user_id, sha256, len(data), info), content=sha256
+            request, lambda _: self._note(user_id, sha256, len(data), info), content=sha256
         )
 
     async def _note(
@@ -118,8 +118,7 @@ def routes(deps: ApiDeps) -> list[Route]:
             "one file of a form. Judged by its bytes; its name plays no part.",
             query=models.UploadQuery, headers=models.IdempotencyHeaders,
             uploads=("image/jpeg", "image/png", "image/webp", "application/octet-stream", "multipart/form-data"),
-            answers={201: Answer("Stored.", models.Upload, headers={
-                "Idempotency-Replayed": "`true` when an earlier request with the same key made it."})},
-            problems=(408, 409, 413, 415, 422),
+            answers={201: Answer("Stored.", models.Upload, headers=REPLAYED)},
+            problems=(408, 409, 413, 415, 422), keyed="by_itself",
         )
     ]  # fmt: skip

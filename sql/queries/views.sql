@@ -10,7 +10,10 @@ select
     s.progress::text as progress, j.input::text as input, s.result::text as result, s.error::text as error,
     j.metadata::text as metadata, array_to_json(j.tags)::text as tags,
     c.ids as item_ids, coalesce(c.ended, 0) as items_ended, c.items::text as items,
-    a.assets::text as assets, t.attempts::text as attempts, q.position,
+    a.assets::text as assets, t.attempts::text as attempts,
+    case
+        when $3 and s.state = 'pending' and (s.run_at is null or s.run_at <= now()) then listingd.count_ahead(s.fence)
+    end as position,
     p.estimated_usd, p.actual_usd, p.unknown_calls
 from unnest($1::uuid[]) with ordinality as w (id, n)
 join listingd.jobs as j on j.id = w.id and j.kind <> 'webhook' and ($2::text is null or j.user_id = $2)
@@ -73,16 +76,6 @@ left join lateral (
     from listingd.steps as z
     where z.job_id = any(coalesce(c.ids, '{}') || j.id)
 ) as p on true
-left join lateral (
-    select case when count(*) < 1000 then count(*) filter (where near.state = 'pending' and near.kind <> 'webhook') end as position
-    from (
-        select before.state, before.kind
-        from listingd.job_states as before
-        where before.fence < s.fence and before.fence >= (select m.fence from listingd.queue_mark as m)
-        order by before.fence desc
-        limit 1000
-    ) as near
-) as q on $3 and s.state = 'pending' and (s.run_at is null or s.run_at <= now())
 order by w.n
 
 -- name: read_versions
@@ -262,6 +255,23 @@ where p.id = $1 and ($2::text is null or p.user_id = $2)
 select j.id, j.created_at
 from listingd.jobs as j
 where j.id = any($1::uuid[])
+
+-- name: count_open_jobs
+-- How many unfinished jobs a user has, at most the limit, among the newest twice as many. $1 user_id, $2 limit
+select count(*) as open_jobs
+from (
+    select
+    from (
+        select j.id
+        from listingd.jobs as j
+        where j.user_id = $1
+        order by j.created_at desc, j.id desc
+        limit 2 * $2::bigint
+    ) as n
+    join listingd.job_states as s on s.id = n.id
+    where s.state in ('pending', 'processing', 'waiting') and s.kind <> 'webhook'
+    limit $2
+) as o
 
 -- name: create_upload
 -- $1 id, $2 user_id, $3 sha256, $4 content_type, $5 size_bytes, $6 width_px, $7 height_px

@@ -18,19 +18,17 @@ import aiohttp
 from aiohttp import web
 from PIL import Image
 
-from daemon.api import admin, tokens, usage, webhooks
+from daemon.api.admission import Admission
 from daemon.api.deps import ApiDeps, Readiness
 from daemon.api.principal import SCOPES, Principal
 from daemon.changes import Changes
 from daemon.db import Database
 from daemon.durations import Durations
-from daemon.explain import Explainer
 from daemon.errors import Unauthenticated
-from daemon.http import build_app, serve
-from daemon.providers.offline_cutout import OfflineCutout
-from daemon.providers.offline_paint import OfflinePaint
-from daemon.providers.offline_text import OfflineText
-from daemon.providers.protocols import Providers
+from daemon.explain import Explainer
+from daemon.http import build_app, list_operator_routes, serve
+from daemon.ledger import Ledger
+from daemon.providers.factory import build_providers
 from daemon.queue import Queue
 from daemon.scheduler import Scheduler
 from daemon.settings import Settings
@@ -151,17 +149,17 @@ async def running_api(settings: Settings, db: Database, storage: Storage) -> Asy
     async def readiness() -> Readiness:
         return Readiness(not draining, {"database": "ok"})
 
+    providers = build_providers(settings)
     deps = ApiDeps(
         settings=settings, db=db, queue=Queue(db), views=views, changes=Changes(), storage=storage,
+        admission=Admission(
+            db, Ledger(db, settings.budgets), providers, open_jobs_per_user=settings.limits.open_jobs_per_user
+        ),
         authenticator=keys, explainer=Explainer(db, Scheduler(["ping", "image"]), Durations(), free_slots=lambda: 4),
         readiness=readiness, is_draining=lambda: bool(draining),
     )  # fmt: skip
     keys_of_all = ServiceKeys(db, first_key=SERVICE_KEY)
-    providers = Providers(OfflineCutout(), OfflinePaint(), OfflineText())
-    more = [
-        *tokens.routes(deps), *webhooks.routes(deps), *usage.routes(deps, providers), *admin.routes(deps, keys_of_all),
-    ]  # fmt: skip
-    app = build_app(deps, more)
+    app = build_app(deps, list_operator_routes(deps, keys_of_all, providers))
     creator = asyncio.create_task(deps.queue.run_creator())
     headers = {"Authorization": f"Bearer {SERVICE_KEY}"}
     try:

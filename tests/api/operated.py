@@ -12,18 +12,16 @@ from typing import Any
 import aiohttp
 import jwt
 
-from daemon.api import admin, tokens, usage, webhooks
+from daemon.api.admission import Admission
 from daemon.api.auth import BearerAuthenticator
 from daemon.api.deps import ApiDeps, Readiness
 from daemon.changes import Changes
 from daemon.db import Database
 from daemon.durations import Durations
 from daemon.explain import Explainer
-from daemon.http import build_app, serve
-from daemon.providers.offline_cutout import OfflineCutout
-from daemon.providers.offline_paint import OfflinePaint
-from daemon.providers.offline_text import OfflineText
-from daemon.providers.protocols import Providers
+from daemon.http import build_app, list_operator_routes, serve
+from daemon.ledger import Ledger
+from daemon.providers.factory import build_providers
 from daemon.queue import Queue
 from daemon.read_tokens import ReadTokens
 from daemon.scheduler import Scheduler
@@ -68,7 +66,7 @@ async def operated(settings: Settings, db: Database) -> AsyncIterator[Operated]:
     """The application on a free port."""
     settings = settings.model_copy(update={"http": Http(port=0)})
     keys = ServiceKeys(db, first_key=FIRST)
-    providers = Providers(OfflineCutout(), OfflinePaint(), OfflineText())
+    providers = build_providers(settings)
 
     async def readiness() -> Readiness:
         return Readiness(True, {})
@@ -76,16 +74,16 @@ async def operated(settings: Settings, db: Database) -> AsyncIterator[Operated]:
     deps = ApiDeps(
         settings=settings, db=db, queue=Queue(db), views=Views(db), changes=Changes(),
         storage=await open_storage(settings),
+        admission=Admission(
+            db, Ledger(db, settings.budgets), providers, open_jobs_per_user=settings.limits.open_jobs_per_user
+        ),
         authenticator=BearerAuthenticator(
             keys=keys, users=UserTokens(AUTH, None), read_tokens=ReadTokens(db), failed_logins_per_minute=1000
         ),
         explainer=Explainer(db, Scheduler(["ping", "image"]), Durations(), free_slots=lambda: 4),
         readiness=readiness, is_draining=lambda: False,
     )  # fmt: skip
-    more = [
-        *tokens.routes(deps), *webhooks.routes(deps), *usage.routes(deps, providers), *admin.routes(deps, keys),
-    ]  # fmt: skip
-    app = build_app(deps, more)
+    app = build_app(deps, list_operator_routes(deps, keys, providers))
     creator = asyncio.create_task(deps.queue.run_creator())
     try:
         async with aiohttp.ClientSession() as client, serve(app, settings) as url:

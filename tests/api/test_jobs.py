@@ -377,3 +377,28 @@ async def test_failed_attempts_are_told(api: Api) -> None:
     assert [(1, "provider_failed", "It said no.")] == [
         (a["number"], a["code"], a["message"]) for a in told["error"]["attempts"]
     ]
+
+
+async def test_webhook_of_a_job_belongs_to_who_named_it(api: Api) -> None:
+    """Its owner's job secret signs, and in their log it stands."""
+    hook = {"webhook": {"url": "https://hooks.example/x", "events": ["job.completed"]}}
+    by_user = await api.create(user="ann", **hook)
+    by_service = await api.create(user_id="ann", **hook)
+
+    async with api.deps.db.acquire() as c:
+        stored = {row["id"]: row["webhook"] for row in await c.fetch("select id, webhook from listingd.jobs")}
+
+    assert "ann" == json.loads(stored[UUID(by_user["id"])])["owner"]
+    assert "" == json.loads(stored[UUID(by_service["id"])])["owner"]
+
+
+async def test_private_webhook_url_is_refused_at_once(api: Api) -> None:
+    job = {"kind": "ping", "input": {}, "webhook": {"url": "http://169.254.169.254/latest"}}
+
+    _, one, _ = await api.call("POST", "/v1/jobs", json=job)
+    _, batch, _ = await api.call(
+        "POST", "/v1/jobs/batch", json={"jobs": [{"kind": "ping", "input": {}}, job]}
+    )
+
+    assert [("/webhook/url", "webhook_url")] == [(e["pointer"], e["code"]) for e in one["errors"]]
+    assert ["/jobs/1/webhook/url"] == [e["pointer"] for e in batch["errors"]]

@@ -1,0 +1,130 @@
+"""Idempotency-Key on every POST: what it made once is given again, whatever was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from daemon.db import Database
+from daemon.settings import Settings
+from tests.api.operated import FIRST, Operated, operated, user_token
+
+ENDPOINT = {"url": "https://hooks.example/x"}
+
+
+@pytest.fixture
+async def api(settings: Settings, db: Database) -> AsyncIterator[Operated]:
+    async with operated(settings, db) as started:
+        yield started
+
+
+def _key() -> dict[str, str]:
+    return {"Idempotency-Key": str(uuid4())}
+
+
+async def test_every_post_of_the_document_takes_a_key(api: Operated) -> None:
+    _, document, _ = await api.call("GET", "/openapi.json")
+
+    for path, calls in document["paths"].items():
+        for method, call in calls.items():
+            names = {parameter["name"] for parameter in call["parameters"]}
+            assert (method == "post") == ("Idempotency-Key" in names), (method, path)
+            if method == "post":
+                assert {"409", "422"} <= call["responses"].keys(), path
+
+
+async def test_every_post_answers_the_same_twice(api: Operated) -> None:
+    """Of the routes that are there, whichever they are; those without a body of ours here fail twice alike."""
+    job = {"kind": "ping", "input": {}}
+    _, made, _ = await api.call("POST", "/v1/jobs", json=job)
+    _, hook, _ = await api.call("POST", "/v1/webhooks", json=ENDPOINT)
+    _, service_key, _ = await api.call("POST", "/v1/admin/keys", json={"name": "k"})
+    bodies: dict[str, Any] = {
+        "/v1/jobs": job,
+        "/v1/jobs/batch": {"jobs": [job, job]},
+        "/v1/estimate": job,
+        "/v1/tokens": {"scope": f"job:{made['id']}"},
+        "/v1/webhooks": ENDPOINT,
+        "/v1/admin/keys": {"name": "two"},
+    }
+    ids = {"webhooks": hook["id"], "jobs": made["id"], "admin": service_key["id"]}
+    _, document, _ = await api.call("GET", "/openapi.json")
+    replayed = set()
+
+    for path, calls in document["paths"].items():
+        if "post" not in calls or path == "/v1/uploads":  # test_files.py has it
+            continue
+        real = path.replace("{id}", ids.get(path.split("/")[2], str(uuid4())))
+        real = real.replace("{key_id}", service_key["id"]).replace("{name}", "nobody")
+        body = {} if "requestBody" not in calls["post"] else {"json": bodies.get(path, {})}
+        headers = _key()
+        first = await api.call("POST", real, headers=headers, **body)
+        again = await api.call("POST", real, headers=headers, **body)
+        assert first[0] == again[0], (path, first, again)
+        if first[0] < 300:
+            assert first[1] == again[1], path
+            assert "true" == again[2].get("Idempotency-Replayed"), path
+            assert first[2].get("Location") == again[2].get("Location"), path
+            replayed.add(path)
+
+    assert bodies.keys() <= replayed
+    assert {
+        "/v1/jobs/{id}/cancel",
+        "/v1/webhooks/{id}/secret/rotate",
+        "/v1/admin/keys/{key_id}/rotate",
+    } <= replayed
+
+
+async def test_key_of_another_body_or_path_is_refused(api: Operated) -> None:
+    headers = _key()
+    await api.call("POST", "/v1/webhooks", headers=headers, json=ENDPOINT)
+
+    other_body = await api.call("POST", "/v1/webhooks", headers=headers, json=ENDPOINT | {"description": "d"})
+    other_path = await api.call("POST", "/v1/admin/keys", headers=headers, json=ENDPOINT)
+
+    assert [(422, "idempotency_key_reused")] * 2 == [(s, p["code"]) for s, p, _ in (other_body, other_path)]
+    assert 1 == len((await api.call("GET", "/v1/webhooks"))[1]["data"])
+
+
+async def test_refused_call_leaves_its_key_free(api: Operated) -> None:
+    headers = _key()
+    assert 422 == (await api.call("POST", "/v1/webhooks", headers=headers, json={}))[0]
+
+    assert 201 == (await api.call("POST", "/v1/webhooks", headers=headers, json=ENDPOINT))[0]
+
+
+async def test_key_of_two_callers_is_two_keys(api: Operated) -> None:
+    headers = _key()
+    _, mine, _ = await api.call("POST", "/v1/webhooks", user_token("ann"), headers=headers, json=ENDPOINT)
+    _, theirs, _ = await api.call("POST", "/v1/webhooks", user_token("eve"), headers=headers, json=ENDPOINT)
+
+    assert mine["id"] != theirs["id"]
+
+
+async def test_service_key_is_not_readable_in_the_database(api: Operated) -> None:
+    """At rest there is only the hash of a key; the kept answer must not undo that."""
+    headers = _key()
+    _, made, _ = await api.call("POST", "/v1/admin/keys", headers=headers, json={"name": "k"})
+
+    kept = await api.db.pool.fetchval("select response::text from listingd.idempotency_keys")
+
+    assert made["token"] not in kept
+    assert made["id"] not in kept
+    assert 201 == json.loads(kept)["status"]
+    _, again, _ = await api.call("POST", "/v1/admin/keys", headers=headers, json={"name": "k"})
+    assert made == again
+
+
+async def test_sealed_answer_opens_for_its_credentials_alone(api: Operated) -> None:
+    _, other, _ = await api.call("POST", "/v1/admin/keys", json={"name": "o", "scopes": ["admin"]})
+    headers = _key()
+    await api.call("POST", "/v1/admin/keys", other["token"], headers=headers, json={"name": "k"})
+    await api.db.pool.execute("update listingd.idempotency_keys set principal = 'key:first'")
+
+    status, problem, _ = await api.call("POST", "/v1/admin/keys", FIRST, headers=headers, json={"name": "k"})
+
+    assert (409, "idempotency_sealed") == (status, problem["code"])
