@@ -25,7 +25,6 @@ from aiohttp import web
 from daemon import db as database
 from daemon import http, logs, sdnotify
 from daemon.api import system
-from daemon.api.admission import Admission
 from daemon.api.auth import BearerAuthenticator
 from daemon.api.deps import ApiDeps, Readiness
 from daemon.attempt import Attempt, Services, with_children
@@ -45,7 +44,8 @@ from daemon.lease import Lease
 from daemon.ledger import Ledger
 from daemon.listener import Listener
 from daemon.migrate import migrate
-from daemon.providers.factory import build_providers
+from daemon.providers.factory import build_providers, check_models
+from daemon.providers.protocols import Providers
 from daemon.queue import Queue
 from daemon.read_tokens import ReadTokens
 from daemon.scheduler import Scheduler
@@ -201,17 +201,17 @@ async def _build(
         kinds=sorted(scheduler.kinds), concurrency=settings.workers.concurrency, load=lambda: workers.load(),
     )  # fmt: skip
     storage = await open_storage(settings)
-    providers = build_providers(settings)
+    providers = build_providers(settings, on_late_usage=lambda usage, model: steps.note_late(usage, model))
     for provider in (providers.cutout, providers.paint, providers.text):
         stack.push_async_callback(provider.close)
     pixels = ThreadPoolExecutor(settings.workers.pixel_threads, thread_name_prefix="pixels")
     stack.callback(pixels.shutdown, wait=False, cancel_futures=True)
     ledger = Ledger(db, settings.budgets)
     lanes = Lanes(db, plan_lanes(settings), lambda: lease.worker_id)
+    steps = Steps(ledger, storage, lanes, lambda: lease.worker_id)
     webhooks = Webhooks(db)
     services = Services(
-        db=db, queue=queue, storage=storage, steps=Steps(ledger, storage, lanes, lambda: lease.worker_id),
-        providers=providers, settings=settings, pixels=pixels, worker_id=lambda: lease.worker_id,
+        db=db, queue=queue, storage=storage, steps=steps, providers=providers, settings=settings, pixels=pixels, worker_id=lambda: lease.worker_id,
         report_progress=lambda fence, report: workers.report_progress(fence, report),
     )  # fmt: skip
     handlers: dict[str, Handler] = {
@@ -237,7 +237,6 @@ async def _build(
     read_tokens = ReadTokens(db)
     deps = ApiDeps(
         settings=settings, db=db, queue=queue, views=Views(db, base_url=settings.http.public_url or ""), changes=changes, storage=storage,
-        admission=Admission(db, ledger, providers, open_jobs_per_user=settings.limits.open_jobs_per_user),
         authenticator=BearerAuthenticator(
             keys=keys, users=users, read_tokens=read_tokens,
             failed_logins_per_minute=settings.limits.failed_logins_per_minute,
@@ -256,9 +255,19 @@ async def _build(
         "progress": workers.run_progress,
         "housekeeping": housekeeper.run,
         "retention": housekeeper.run_retention,
+        "late-answers": steps.book_late,
+        "models": lambda: _announce_retirements(providers),
     }
     app = http.build_app(deps, http.list_operator_routes(deps, keys, providers))
     return service, app, tasks
+
+
+async def _announce_retirements(providers: Providers) -> None:
+    """Warn of configured models that are about to end; the service is ready meanwhile."""
+    for notice in await check_models(providers):
+        log.warning(
+            "provider.retiring", provider=notice.provider, model=notice.model, shutdown_date=notice.shutdown_on.isoformat()
+        )  # fmt: skip
 
 
 async def _open_key_set(settings: Settings, stack: AsyncExitStack) -> KeySet | None:
