@@ -25,6 +25,7 @@ from aiohttp import web
 from daemon import db as database
 from daemon import http, logs, sdnotify
 from daemon.api import system
+from daemon.api.admission import Admission
 from daemon.api.auth import BearerAuthenticator
 from daemon.api.deps import ApiDeps, Readiness
 from daemon.attempt import Attempt, Services, with_children
@@ -127,7 +128,7 @@ class Service:
     async def readiness(self) -> Readiness:
         """Ready when every component is "ok"; a dead listener is only told: polling goes on."""
         parts = {
-            "database": "ok" if self.lease.silent_s() < 2 * self.settings.heartbeat_s else "not answering",
+            "database": "ok" if self.lease.is_answered() else "not answering",
             "lease": "ok" if self.lease.is_safe() else "not confirmed",
             "draining": "yes" if self.stopping else "ok",
             **self.supervisor.down,
@@ -237,6 +238,7 @@ async def _build(
     read_tokens = ReadTokens(db)
     deps = ApiDeps(
         settings=settings, db=db, queue=queue, views=Views(db, base_url=settings.http.public_url or ""), changes=changes, storage=storage,
+        admission=Admission(db, ledger, providers, open_jobs_per_user=settings.limits.open_jobs_per_user),
         authenticator=BearerAuthenticator(
             keys=keys, users=users, read_tokens=read_tokens,
             failed_logins_per_minute=settings.limits.failed_logins_per_minute,
