@@ -11,10 +11,13 @@ never looked at again. Looks when told (NOTIFY, the end of a fan-out), and every
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import chain
 
 from daemon import logs
-from daemon.queue import Queue, ReadyRow
+from daemon.queue import Queue, ReadyGroup
 from daemon.scheduler import FenceCursor, Scheduler
 
 READ_SIZE = 2000
@@ -63,27 +66,30 @@ class Feeder:
     async def run(self) -> None:
         """Feed for ever. Errors: Unavailable; run again, it starts from the mark."""
         await self._start()
+        loop = asyncio.get_running_loop()
+        poll_at = loop.time() + self._poll_s
         while True:
             next_due_s = self._scheduler.promote_due()
             self._on_ready()
-            timeout_s = self._poll_s if next_due_s is None else min(self._poll_s, next_due_s)
-            polled = False
-            try:
+            timeout_s = poll_at - loop.time()
+            if next_due_s is not None:
+                timeout_s = min(timeout_s, next_due_s)
+            with suppress(TimeoutError):
                 async with asyncio.timeout(max(timeout_s, 0)):
                     await self._wanted.wait()
-            except TimeoutError:
-                polled = next_due_s is None or next_due_s >= self._poll_s
             self._wanted.clear()
-            if self._scheduler.promote_due() is not None or not polled:
-                self._on_ready()
+            self._scheduler.promote_due()
+            self._on_ready()
             await self._read_onwards()
+            await self._refill()
+            polled = loop.time() >= poll_at  # also when it was woken all the time
             if polled or self._recheck:
                 self._recheck = False
                 await self._resolve_doubts()
             if polled:
                 await self._read_due()
-                await self._refill()
                 await self._raise_mark()
+                poll_at = loop.time() + self._poll_s
 
     async def _start(self) -> None:
         """Everything pending from the mark on. Transactions that were open then may still fill fences below
@@ -98,30 +104,32 @@ class Feeder:
         await self._read_due()
         self._on_ready()
 
-    async def _read_pending(self, fence: int, last: int) -> None:
+    async def _read_pending(self, fence: int, last: int, user_id: str | None = None) -> None:
+        """Everything pending without run_at from `fence` to `last`, of one user or of all."""
         while True:
-            rows = await self._queue.read_pending_from(fence, None, READ_SIZE)
-            for row in rows:
-                if row.fence <= last:
-                    self._add(row)
-            if len(rows) < READ_SIZE or rows[-1].fence >= last:
-                return
-            fence = rows[-1].fence + 1
+            groups = await self._queue.read_pending_from(fence, user_id, READ_SIZE)
+            for group in sorted(groups):
+                self._add(group)
             self._on_ready()
+            if user_id is not None and self._scheduler.is_spilled(user_id):
+                return  # full again
+            highest = max((group.fences[-1] for group in groups), default=last)
+            if sum(len(group.fences) for group in groups) < READ_SIZE or highest >= last:
+                return
+            fence = highest + 1
 
     async def _read_onwards(self) -> None:
         while True:
             holes = sorted(self._cursor.holes)
-            rows = await self._queue.read_ready(self._cursor.last, holes, READ_SIZE)
-            filled = set(holes)
-            ahead = 0
-            for row in sorted(rows, key=lambda r: r.fence):
-                ahead += row.fence not in filled
-                self._cursor.saw(row.fence)
-                if row.state == "pending":
-                    self._add(row)
-            if rows:
+            before = self._cursor.last
+            groups = await self._queue.read_ready(before, holes, READ_SIZE)
+            self._cursor.saw_all(sorted(chain.from_iterable(group.fences for group in groups)))
+            for group in sorted(groups):
+                if group.pending:
+                    self._add(group)
+            if groups:
                 self._on_ready()
+            ahead = sum(len(g.fences) - bisect_right(g.fences, before) for g in groups)
             if ahead < READ_SIZE:
                 break
         if self._cursor.holes or self._started_at_snapshot is not None:
@@ -131,19 +139,22 @@ class Feeder:
                 self._started_at_snapshot = None
                 await self._read_pending(self._first_mark, self._cursor.last)
 
-    def _add(self, row: ReadyRow) -> None:
-        wait_s = row.wait_s
+    def _add(self, group: ReadyGroup) -> None:
+        wait_s = group.wait_s
         if wait_s is not None and wait_s > HORIZON_S:
             return  # _read_due brings it in time
-        if row.kind not in self._scheduler.kinds:
+        if group.kind not in self._scheduler.kinds:
             if wait_s is None:
-                self._foreign.add(row.fence)
-            return
-        self._scheduler.add(
-            row.fence, row.kind, row.user_id, row.priority,
-            wait_s=0.0 if wait_s is None or wait_s <= 0 else wait_s + TIMER_MARGIN_S,
-            age_s=max(row.age_s, 0.0),
-        )  # fmt: skip
+                self._foreign.update(group.fences)
+        elif wait_s is not None and wait_s > 0:
+            for fence in group.fences:
+                self._scheduler.add(
+                    fence, group.kind, group.user_id, group.priority, wait_s=wait_s + TIMER_MARGIN_S
+                )
+        else:
+            self._scheduler.add_many(
+                group.fences, group.kind, group.user_id, group.priority, age_s=max(group.age_s, 0.0)
+            )
 
     async def _read_due(self) -> None:
         """Hold what becomes due within the horizon. Overlaps generously: what is held is not added twice."""
@@ -167,17 +178,15 @@ class Feeder:
         """
         doubts, self._doubts = self._doubts, set()
         if doubts:
-            for row in await self._queue.read_ready(self._cursor.last, sorted(doubts), 0):
-                if row.state == "pending":
-                    self._add(row)
+            for group in await self._queue.read_ready(self._cursor.last, sorted(doubts), 0):
+                if group.pending:
+                    self._add(group)
 
     async def _refill(self) -> None:
         while (spilled := self._scheduler.spilled()) is not None:
             user_id, fence = spilled
             self._scheduler.begin_refill(user_id)
-            for row in await self._queue.read_pending_from(fence, user_id, READ_SIZE):
-                self._add(row)
-            self._on_ready()
+            await self._read_pending(fence, self._cursor.last, user_id)
 
     async def _raise_mark(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -186,7 +195,7 @@ class Feeder:
         self._marked_at = now
         if self._foreign:
             rows = await self._queue.read_ready(self._cursor.last, sorted(self._foreign), 0)
-            self._foreign = {row.fence for row in rows if row.state == "pending"}
+            self._foreign = {fence for group in rows if group.pending for fence in group.fences}
         held = self._scheduler.lowest_fence()
         candidates = [f for f in (held, min(self._cursor.holes, default=None)) if f is not None]
         candidates.extend(self._doubts | self._foreign)

@@ -26,6 +26,8 @@ from daemon.jobs import ChildJob, ClaimedJob, NewJob, State, new_id
 
 MAX_BATCH = 1000
 """Jobs stored by one statement."""
+RECONNECT_WAIT_S = 0.5
+"""How long a caller waits for a lost connection to come back before the answer is 503."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +76,27 @@ class Ended(NamedTuple):
 
 
 class ReadyRow(NamedTuple):
-    """A job as the scheduler needs it. wait_s: seconds until run_at, None without one; age_s: since ready."""
+    """A job as the scheduler needs it. wait_s: seconds until run_at, 0 without one."""
 
     fence: int
-    state: str
+    kind: str
+    user_id: str
+    priority: int
+    wait_s: float = 0.0
+
+
+class ReadyGroup(NamedTuple):
+    """Jobs that are alike to the scheduler, fences in ascending order. wait_s: seconds until run_at, None
+    without one; age_s: since ready, as far as known. pending: False for rows that only fill the order.
+    """
+
+    fences: list[int]
     kind: str
     user_id: str
     priority: int
     wait_s: float | None
-    age_s: float = 0.0
+    age_s: float
+    pending: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +133,10 @@ class BirthDesk(Protocol):
         """Something is ready that only the database knows in full."""
         ...
 
+    def hint_cancel(self) -> None:
+        """A running job is perhaps to stop."""
+        ...
+
 
 class NoBirths:
     """For a process that only enqueues: every job is stored pending and the daemons are told."""
@@ -135,6 +153,8 @@ class NoBirths:
     def offer(self, fence: int, kind: str, user_id: str, priority: int) -> None: ...
 
     def look(self) -> None: ...
+
+    def hint_cancel(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -156,6 +176,8 @@ class Queue:
         self.rivals = True  # other processes are alive: tell them of new jobs
         self._asks: list[_Ask] = []
         self._asked = asyncio.Event()
+        self._can_store = asyncio.Event()  # cleared while the creator has no connection
+        self._can_store.set()
 
     # -- create -------------------------------------------------------------------------------------
 
@@ -171,18 +193,44 @@ class Queue:
             raise InvalidInput(f"At most {MAX_BATCH} jobs at once.", code="batch_too_large")
         if not jobs:
             return []
+        if not self._can_store.is_set():
+            await self._wait_for_creator()
         ask = _Ask(jobs, [new_id() for _ in jobs], idempotency, asyncio.get_running_loop().create_future())
         self._asks.append(ask)
         self._asked.set()
         return await ask.done
 
+    async def _wait_for_creator(self) -> None:
+        """A session that ended is replaced in a moment; a database that is gone is told at once."""
+        try:
+            async with asyncio.timeout(RECONNECT_WAIT_S):
+                await self._can_store.wait()
+        except TimeoutError:
+            raise Unavailable(
+                "The database cannot be reached right now.",
+                hint="Nothing was stored; send the request again in a moment.",
+                data={"retry_after_s": 1},
+            ) from None
+
     async def run_creator(self) -> None:
-        """Store what callers ask for, for ever; one statement in flight, on a connection of its own."""
-        connection = await self._db.dedicated_connection("creator")
+        """Store what callers ask for, for ever; one statement in flight, on a connection of its own.
+
+        While it cannot connect, whoever asks is refused after a moment. Errors: Unavailable; run it again.
+        """
+        try:
+            connection = await self._db.dedicated_connection("creator")
+        except Unavailable as exc:
+            self._can_store.clear()
+            self._refuse_all(exc)
+            raise
+        connection.add_termination_listener(lambda _: self._asked.set())
+        self._can_store.set()
         try:
             while True:
                 await self._asked.wait()
                 self._asked.clear()
+                if connection.is_closed():
+                    raise Unavailable("The creator's connection was closed.")
                 while self._asks:
                     batch = self._next_batch()
                     try:
@@ -193,6 +241,7 @@ class Queue:
                         self._refuse(batch, exc)
                         raise
         finally:
+            self._can_store.clear()
             connection.terminate()
 
     async def _fetch(self, connection: database.Connection, name: str, *args: Any) -> list[asyncpg.Record]:
@@ -200,8 +249,8 @@ class Queue:
             rows: list[asyncpg.Record] = await connection.fetch(self._db.sql[name], *args)
             return rows
 
-    def refuse_all(self, why: Unavailable) -> None:
-        """Answer everybody who waits: used when the creator cannot connect."""
+    def _refuse_all(self, why: Unavailable) -> None:
+        """Answer everybody who waits."""
         asks, self._asks = self._asks, []
         for ask in asks:
             if not ask.done.done():
@@ -379,7 +428,7 @@ class Queue:
         return Flushed(
             claimed=[ClaimedJob(*row) for row in rows[:-1]],
             lost=meta["lost"],
-            ready=[ReadyRow(f, "pending", k, u, p, w or None) for f, k, u, p, w in meta["ready"]],
+            ready=[ReadyRow._make(row) for row in meta["ready"]],
         )  # fmt: skip
 
     async def fan_out(
@@ -389,11 +438,7 @@ class Queue:
         rows = await self._db.fetch("fan_out", fence, worker, json.dumps(children))
         if not rows[0]["ok"]:
             return None
-        return [
-            ReadyRow(r["fence"], "pending", r["kind"], r["user_id"], r["priority"], None)
-            for r in rows[1:]
-            if r["ok"]
-        ]
+        return [ReadyRow(r["fence"], r["kind"], r["user_id"], r["priority"]) for r in rows[1:] if r["ok"]]
 
     async def report_progress(self, reports: Mapping[int, Mapping[str, Any]], worker: int) -> set[int]:
         """Write the latest progress of running jobs; the fences that still were ours."""
@@ -421,6 +466,7 @@ class Queue:
         row = await self._db.fetchrow("cancel_job", job_id, user_id)
         if row is None:
             return None
+        self.births.hint_cancel()  # it may run here: no need to wait for the notification
         state = State(row["state"])
         return JobMove(
             row["id"], state, row["cancel_requested"], state is State.CANCELLED or row["cancel_requested"]
@@ -433,20 +479,19 @@ class Queue:
 
     # -- what is ready ----------------------------------------------------------------------------------
 
-    async def read_ready(self, after: int, holes: Sequence[int], limit: int) -> list[ReadyRow]:
-        """Jobs above a fence or in the holes, whatever their state, in the order of fences."""
-        rows = await self._db.fetch("read_ready", after, holes, limit)
-        return [ReadyRow._make(row) for row in rows]
+    async def read_ready(self, after: int, holes: Sequence[int], limit: int) -> list[ReadyGroup]:
+        """Jobs above a fence or in the holes, whatever their state."""
+        return [ReadyGroup._make(row) for row in await self._db.fetch("read_ready", after, holes, limit)]
 
-    async def read_pending_from(self, fence: int, user_id: str | None, limit: int) -> list[ReadyRow]:
-        """Pending jobs without run_at from a fence on, of one user or of all."""
+    async def read_pending_from(self, fence: int, user_id: str | None, limit: int) -> list[ReadyGroup]:
+        """The first pending jobs without run_at from a fence on, of one user or of all."""
         return [
-            ReadyRow._make(row) for row in await self._db.fetch("read_pending_from", fence, user_id, limit)
+            ReadyGroup._make(row) for row in await self._db.fetch("read_pending_from", fence, user_id, limit)
         ]
 
-    async def read_due(self, from_s: float | None, to_s: float, limit: int) -> list[ReadyRow]:
-        """Pending jobs due in (from_s, to_s] seconds from now; from_s None: all that are overdue too."""
-        return [ReadyRow._make(row) for row in await self._db.fetch("read_due", from_s, to_s, limit)]
+    async def read_due(self, from_s: float | None, to_s: float, limit: int) -> list[ReadyGroup]:
+        """Pending jobs due in (from_s, to_s] seconds from now, soonest first; None: the overdue too."""
+        return [ReadyGroup._make(row) for row in await self._db.fetch("read_due", from_s, to_s, limit)]
 
     async def read_snapshot(self) -> tuple[int, int]:
         """(oldest transaction still running, first not yet begun)."""

@@ -4,7 +4,7 @@ Pure memory, no I/O: the feeder tells it what is ready (`add`), the workers ask 
 report what they started and ended. Everything here may be lost at any moment: it is read again from
 job_states, walking upwards in the order of `fence` (see FenceCursor).
 
-    fence order --add--> per user, per kind: a heap by score          take: the user whose turn it is,
+    fence order --add--> per user, per kind: a backlog by score       take: the user whose turn it is,
     run_at in future --> timers ------due-------^                           then that user's best score
 
 Score: seconds, smaller is sooner: when the job became ready, minus priority_step_s for each point of
@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -57,6 +58,14 @@ class FenceCursor:
         else:
             self.holes.discard(fence)
 
+    def saw_all(self, fences: Sequence[int]) -> None:
+        """Note the fences of one read, in ascending order."""
+        if fences and fences[0] == self.last + 1 and fences[-1] == self.last + len(fences):
+            self.last = fences[-1]  # without a gap: the usual case
+            return
+        for fence in fences:
+            self.saw(fence)
+
     def settle(self, oldest: int, following: int) -> None:
         """Drop the holes that can no longer be filled.
 
@@ -77,9 +86,49 @@ class FenceCursor:
         self._waiting = kept
 
 
+class Backlog:
+    """One user's ready jobs of one kind, as (score, fence), smallest first.
+
+    Jobs mostly become ready in the order in which they run: those are a plain row, and only what comes out of
+    order goes to a heap beside it.
+    """
+
+    __slots__ = ("heap", "row")
+
+    def __init__(self) -> None:
+        self.row: deque[tuple[float, int]] = deque()
+        self.heap: list[tuple[float, int]] = []
+
+    def __len__(self) -> int:
+        return len(self.row) + len(self.heap)
+
+    def __iter__(self) -> Iterator[tuple[float, int]]:
+        yield from self.row
+        yield from self.heap
+
+    def push(self, score: float, fence: int) -> None:
+        entry = (score, fence)
+        if not self.row or entry >= self.row[-1]:
+            self.row.append(entry)
+        else:
+            heapq.heappush(self.heap, entry)
+
+    def peek(self) -> tuple[float, int]:
+        """The first entry. Errors: IndexError when empty."""
+        if self.heap and (not self.row or self.heap[0] < self.row[0]):
+            return self.heap[0]
+        return self.row[0]
+
+    def pop(self) -> int:
+        """The first fence. Errors: IndexError when empty."""
+        if self.heap and (not self.row or self.heap[0] < self.row[0]):
+            return heapq.heappop(self.heap)[1]
+        return self.row.popleft()[1]
+
+
 @dataclass(slots=True)
 class UserQueue:
-    """One user's ready jobs, per kind a heap of (score, fence)."""
+    """One user's ready jobs, per kind."""
 
     user_id: str
     weight: float = 1.0
@@ -88,19 +137,22 @@ class UserQueue:
     size: int = 0
     paused: bool = False
     spilled_from: int | None = None  # first fence left in the database for want of room
-    heaps: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+    backlogs: dict[str, Backlog] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class KindQueue:
     """One kind: how many may run, how many do, and the users who have ready jobs of it.
 
-    limit: in this process; None = bounded by the free slots alone. turns: heap of (turn, serial, user);
-    an entry whose turn is older than the user's is put right when it comes up.
+    limit: None = bounded by the free slots alone. is_shared: the limit is one of all daemons together, and
+    what is taken must get its place there. is_full: there was none, until `reopen`. turns: heap of
+    (turn, serial, user); an entry whose turn is older than the user's is put right when it comes up.
     """
 
     kind: str
     limit: int | None = None
+    is_shared: bool = False
+    is_full: bool = False
     paused: bool = False
     running: int = 0
     ready: int = 0
@@ -108,7 +160,7 @@ class KindQueue:
     queued_users: set[str] = field(default_factory=set)
 
     def room(self) -> int:
-        if self.paused:
+        if self.paused or self.is_full:
             return 0
         return 1 << 30 if self.limit is None else self.limit - self.running
 
@@ -125,7 +177,8 @@ class Reason:
 class Scheduler:
     """The ready jobs of this process's kinds, and whose turn it is.
 
-    kinds: what this process can run; others are ignored. clock: seconds, monotonic.
+    kinds: what this process can run; others are ignored. user_limit: jobs of one user that run at once here.
+    clock: seconds, monotonic.
     """
 
     def __init__(
@@ -133,6 +186,7 @@ class Scheduler:
         kinds: Iterable[str],
         *,
         priority_step_s: float = 6.0,
+        user_limit: int | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.kinds = {kind: KindQueue(kind) for kind in kinds}
@@ -140,11 +194,14 @@ class Scheduler:
         self.known: dict[int, tuple[str, str]] = {}  # fence -> (kind, user) of all that is held here
         self.timers: list[tuple[float, int, str, str, int]] = []  # (due at, fence, kind, user, priority)
         self._step_s = priority_step_s
+        self._user_limit = 1 << 30 if user_limit is None else user_limit
         self._clock = clock
         self._turn = 0.0  # the virtual time of the last job started
         self._serial = 0
+        self._scores: dict[int, float] = {}  # of what the last `take` took in shared kinds
         self._weights: dict[str, float] = {}
         self._paused_users: frozenset[str] = frozenset()
+        self._spilled: set[str] = set()  # the users with a spilled_from
 
     # -- what is ready ---------------------------------------------------------------------------------
 
@@ -152,44 +209,57 @@ class Scheduler:
         self, fence: int, kind: str, user_id: str, priority: int, *, wait_s: float = 0.0, age_s: float = 0.0
     ) -> bool:
         """Hold one pending job; False when it is another's kind, is held already, or spilled."""
-        if fence in self.known or kind not in self.kinds:
-            return False
         if wait_s > 0:
+            if fence in self.known or kind not in self.kinds:
+                return False
             self.known[fence] = (kind, user_id)
             heapq.heappush(self.timers, (self._clock() + wait_s, fence, kind, user_id, priority))
             return True
+        return self.add_many((fence,), kind, user_id, priority, age_s=age_s) == 1
+
+    def add_many(
+        self, fences: Iterable[int], kind: str, user_id: str, priority: int, *, age_s: float = 0.0
+    ) -> int:
+        """Hold ready jobs that are alike; how many are new here and not spilled."""
+        queue = self.kinds.get(kind)
+        if queue is None:
+            return 0
         user = self.users.get(user_id)
         if user is None:
             user = self.users[user_id] = UserQueue(
                 user_id, weight=self._weights.get(user_id, 1.0), turn=self._turn,
                 paused=user_id in self._paused_users,
             )  # fmt: skip
+        if user.size == 0 and user.turn < self._turn:
+            user.turn = self._turn  # no credit for the time without work
+        backlog = user.backlogs.get(kind)
+        if backlog is None:
+            backlog = user.backlogs[kind] = Backlog()
         # Once something of a user is spilled, later jobs join it in the database, so that order is kept;
         # a positive priority may still come in, up to twice the share.
         share = max(MIN_SHARE, MAX_HEADERS // len(self.users))
-        full = user.size >= share or user.spilled_from is not None
-        if full and (priority <= 0 or user.size >= 2 * share):
-            if user.spilled_from is None or fence < user.spilled_from:
-                user.spilled_from = fence
-            return False
-        self._push(user, fence, kind, self._clock() - age_s - priority * self._step_s)
-        return True
-
-    def _push(self, user: UserQueue, fence: int, kind: str, score: float) -> None:
-        if user.size == 0 and user.turn < self._turn:
-            user.turn = self._turn  # no credit for the time without work
-        heap = user.heaps.get(kind)
-        if heap is None:
-            heap = user.heaps[kind] = []
-        heapq.heappush(heap, (score, fence))
-        user.size += 1
-        self.known[fence] = (kind, user.user_id)
-        queue = self.kinds[kind]
-        queue.ready += 1
-        if user.user_id not in queue.queued_users:
-            queue.queued_users.add(user.user_id)
+        score = self._clock() - age_s - priority * self._step_s
+        owner = (kind, user_id)
+        before = user.size
+        for fence in fences:
+            if fence in self.known:
+                continue
+            full = user.size >= share or user.spilled_from is not None
+            if full and (priority <= 0 or user.size >= 2 * share):
+                if user.spilled_from is None or fence < user.spilled_from:
+                    user.spilled_from = fence
+                    self._spilled.add(user_id)
+                continue
+            backlog.push(score, fence)
+            self.known[fence] = owner
+            user.size += 1
+        added = user.size - before
+        queue.ready += added
+        if added and user_id not in queue.queued_users:
+            queue.queued_users.add(user_id)
             self._serial += 1
             heapq.heappush(queue.turns, (user.turn, self._serial, user))
+        return added
 
     def forget(self, fence: int) -> None:
         """A fence that was claimed, or proved to be no longer pending."""
@@ -206,13 +276,19 @@ class Scheduler:
 
     def spilled(self) -> tuple[str, int] | None:
         """A user whose share has room again, with the fence from which to read on; None without one."""
-        for user in self.users.values():
+        for user_id in self._spilled:
+            user = self.users[user_id]
             if user.spilled_from is not None and user.size <= MIN_SHARE // 2:
-                return user.user_id, user.spilled_from
+                return user_id, user.spilled_from
         return None
+
+    def is_spilled(self, user_id: str) -> bool:
+        """Whether jobs of this user are left in the database for want of room."""
+        return user_id in self._spilled
 
     def begin_refill(self, user_id: str) -> None:
         """The caller reads this user's jobs from `spilled_from` on and adds them again."""
+        self._spilled.discard(user_id)
         self.users[user_id].spilled_from = None
 
     # -- whose turn it is ------------------------------------------------------------------------------
@@ -220,9 +296,11 @@ class Scheduler:
     def take(self, slots: int) -> list[int]:
         """Up to `slots` fences to claim now, in the order of turns; they count as running from here on.
 
-        A fence that the claim then does not get back must be given to `ended`.
+        A fence that the claim then does not get back must be given to `ended`, one of a shared kind that got
+        no place to `put_back`.
         """
         chosen: list[int] = []
+        self._scores.clear()
         while len(chosen) < slots:
             best: KindQueue | None = None
             best_turn = math.inf
@@ -236,7 +314,8 @@ class Scheduler:
             user = best.turns[0][2]
             # Alone in its kind and no other kind waiting: no turns to weigh, take in one go.
             alone = len(best.turns) == 1 and sum(1 for q in self.kinds.values() if q.ready) == 1
-            count = min(slots - len(chosen), best.room()) if alone else 1
+            room = min(best.room(), self._user_limit - user.running)
+            count = min(slots - len(chosen), room) if alone else 1
             chosen.extend(self._start(best, user, count))
         return chosen
 
@@ -245,7 +324,7 @@ class Scheduler:
         turns = queue.turns
         while turns:
             turn, _, user = turns[0]
-            if user.paused or not user.heaps.get(queue.kind):
+            if user.paused or user.running >= self._user_limit or not user.backlogs.get(queue.kind):
                 heapq.heappop(turns)
                 queue.queued_users.discard(user.user_id)
                 self._drop_idle(user)
@@ -257,8 +336,12 @@ class Scheduler:
         return math.inf
 
     def _start(self, queue: KindQueue, user: UserQueue, count: int) -> list[int]:
-        heap = user.heaps[queue.kind]
-        fences = [heapq.heappop(heap)[1] for _ in range(min(count, len(heap)))]
+        backlog = user.backlogs[queue.kind]
+        if queue.is_shared:
+            score, fence = backlog.peek()
+            self._scores[fence] = score
+            count = 1
+        fences = [backlog.pop() for _ in range(min(count, len(backlog)))]
         taken = len(fences)
         user.size -= taken
         user.running += taken
@@ -274,7 +357,7 @@ class Scheduler:
         True counts it as running. Whether a slot is free is the caller's to know.
         """
         queue = self.kinds.get(kind)
-        if queue is None or queue.room() <= 0:
+        if queue is None or queue.is_shared or queue.room() <= 0:
             return False
         user = self.users.get(user_id)
         if user is None:
@@ -283,7 +366,7 @@ class Scheduler:
             user = self.users[user_id] = UserQueue(
                 user_id, weight=self._weights.get(user_id, 1.0), turn=self._turn
             )
-        if user.paused or user.size or user.spilled_from is not None:
+        if user.paused or user.size or user.spilled_from is not None or user.running >= self._user_limit:
             return False
         user.running += 1
         user.turn = max(user.turn, self._turn) + 1.0 / user.weight
@@ -292,10 +375,38 @@ class Scheduler:
 
     def ended(self, kind: str, user_id: str) -> None:
         """A job that was taken or admitted holds its place no longer."""
-        self.kinds[kind].running -= 1
+        queue = self.kinds[kind]
+        queue.running -= 1
+        queue.is_full = False
         user = self.users[user_id]
+        if user.running == self._user_limit:
+            self._queue_again(user)
         user.running -= 1
         self._drop_idle(user)
+
+    def put_back(self, refused: Iterable[tuple[int, str, str]]) -> None:
+        """(fence, kind, user) of the last `take` whose kind is full over all daemons. They keep their scores and
+        their users' turns; nothing of these kinds is taken until `reopen`, or until one of them has ended here.
+        """
+        for fence, kind, user_id in refused:
+            queue, user = self.kinds[kind], self.users[user_id]
+            queue.running -= 1
+            queue.ready += 1
+            queue.is_full = True
+            user.running -= 1
+            user.size += 1
+            user.turn -= 1.0 / user.weight
+            user.backlogs[kind].push(self._scores.pop(fence), fence)
+            self.known[fence] = (kind, user_id)
+            self._queue_again(user)
+        for queue in self.kinds.values():  # stale entries are only ever put right upwards
+            queue.turns = [(user.turn, serial, user) for _, serial, user in queue.turns]
+            heapq.heapify(queue.turns)
+
+    def reopen(self) -> None:
+        """Shared kinds may have room again: ask for places at the next `take`."""
+        for queue in self.kinds.values():
+            queue.is_full = False
 
     def _drop_idle(self, user: UserQueue) -> None:
         """Forget a user without jobs, so that the table stays small. One that is ahead of the others is kept
@@ -310,10 +421,15 @@ class Scheduler:
 
     # -- settings that change while running ---------------------------------------------------------------
 
-    def configure_kind(self, kind: str, *, limit: int | None, paused: bool) -> None:
+    def configure_kind(
+        self, kind: str, *, limit: int | None, paused: bool, shared_limit: int | None = None
+    ) -> None:
+        """limit: of this process; shared_limit: of all daemons together."""
         queue = self.kinds.get(kind)
         if queue is not None:
-            queue.limit, queue.paused = limit, paused
+            queue.limit = min((n for n in (limit, shared_limit) if n is not None), default=None)
+            queue.is_shared, queue.paused = shared_limit is not None, paused
+            queue.is_full = queue.is_full and queue.is_shared
 
     def configure_users(self, weights: dict[str, float], paused: frozenset[str]) -> None:
         """Weights (default 1) and the users on hold; users not named are as if new."""
@@ -323,12 +439,16 @@ class Scheduler:
             resumed = user.paused and user.user_id not in paused
             user.paused = user.user_id in paused
             if resumed:
-                for kind, heap in user.heaps.items():
-                    queue = self.kinds[kind]
-                    if heap and user.user_id not in queue.queued_users:
-                        queue.queued_users.add(user.user_id)
-                        self._serial += 1
-                        heapq.heappush(queue.turns, (user.turn, self._serial, user))
+                self._queue_again(user)
+
+    def _queue_again(self, user: UserQueue) -> None:
+        """Give a user back their place in the turns of the kinds of which they have jobs."""
+        for kind, backlog in user.backlogs.items():
+            queue = self.kinds[kind]
+            if backlog and user.user_id not in queue.queued_users:
+                queue.queued_users.add(user.user_id)
+                self._serial += 1
+                heapq.heappush(queue.turns, (user.turn, self._serial, user))
 
     # -- what an operator may ask ---------------------------------------------------------------------
 
@@ -347,10 +467,10 @@ class Scheduler:
         """Why a ready job of one of our kinds has not started: its kind, the slots, or the turns of others."""
         queue = self.kinds[kind]
         user = self.users.get(user_id)
-        if queue.limit is not None and queue.running >= queue.limit:
+        if queue.is_full or (queue.limit is not None and queue.running >= queue.limit):
             return Reason(
-                "kind_full", f"{queue.running} of {queue.limit} jobs of kind {kind} are running.",
-                {"running": queue.running, "limit": queue.limit},
+                "kind_full", f"As many jobs of kind {kind} are running as may at once.",
+                {"running_here": queue.running, "limit": queue.limit or 0},
             )  # fmt: skip
         ahead = self.position(fence, kind, user_id)
         numbers: dict[str, float | int | str] = {} if ahead is None else {"ahead": ahead}
@@ -368,10 +488,10 @@ class Scheduler:
         for itself one of every other user (equal weights assumed). None when it is not held here.
         """
         user = self.users.get(user_id)
-        heap = user.heaps.get(kind, []) if user else []
-        own = next((entry for entry in heap if entry[1] == fence), None)
+        backlog = list(user.backlogs.get(kind, ())) if user else []
+        own = next((entry for entry in backlog if entry[1] == fence), None)
         if own is None:
             return None
-        mine = sum(1 for entry in heap if entry < own)
+        mine = sum(1 for entry in backlog if entry < own)
         others = sum(min(u.size, mine + 1) for u in self.users.values() if u.user_id != user_id)
         return mine + others

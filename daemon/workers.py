@@ -30,6 +30,7 @@ from daemon.feeder import Feeder
 from daemon.handlers.context import Handler, JobContext
 from daemon.jobs import ClaimedJob, FannedOut, State, new_id
 from daemon.lease import Lease
+from daemon.places import Places
 from daemon.queue import Ended, Queue
 from daemon.scheduler import Scheduler
 from daemon.settings import Settings
@@ -38,6 +39,8 @@ SWALLOW_GRACE_S = 10.0
 """A cancelled handler that still runs after so many seconds loses its slot."""
 WATCH_EVERY_S = 0.25
 PROGRESS_EVERY_S = 0.1
+ADOPT_AFTER_S = (2.0, 8.0, 20.0)
+"""Seconds after a lost answer at which orphans are looked for; statements end after 15 s."""
 BURST_S = 0.004
 """Jobs that never wait are run back to back for so long before the loop gets its turn."""
 
@@ -88,6 +91,7 @@ class Workers:
         self._make_context = make_context
         self._lease = lease
         self._changes = changes
+        self._places = Places(db, scheduler)
         self._durations = durations
         self._settings = settings
         self.concurrency = settings.workers.concurrency
@@ -105,7 +109,8 @@ class Workers:
         self._cancels = asyncio.Event()
         self._progress: dict[int, Mapping[str, Any]] = {}
         self._progress_wanted = asyncio.Event()
-        self._adopt_at: float | None = None
+        self._adopt_at: list[float] = []  # loop times
+        self.stubborn: set[asyncio.Task[None]] = set()  # tasks that swallowed their cancellation
         self._low_candidates: deque[tuple[float, int]] = deque()
         self._pool: asyncio.TaskGroup | None = None
         self._limits = settings.workers.attempt_timeouts_s
@@ -127,6 +132,17 @@ class Workers:
     def wake(self) -> None:
         """There may be something to claim."""
         self._flush_wanted.set()
+
+    def hint_room(self) -> None:
+        """A kind with a limit over all daemons may have room again."""
+        self._scheduler.reopen()
+        self._flush_wanted.set()
+
+    async def hold_places(self) -> None:
+        """Let what runs here count where its kind has got a limit. Errors: Unavailable."""
+        if self.worker_id is not None and self._places.is_needed():
+            jobs = [*(r.job for r in self.running.values()), *self._todo]
+            await self._places.hold(self.worker_id, [(job.fence, job.kind) for job in jobs])
 
     def hint_cancel(self) -> None:
         """Some job is to be cancelled, perhaps one of ours."""
@@ -162,6 +178,9 @@ class Workers:
     # -- running one job --------------------------------------------------------------------------------
 
     def _begin(self, job: ClaimedJob) -> None:
+        if self.draining:  # claimed or born while the stop began
+            self._end(job, outcomes.interrupted(job), 0.0)
+            return
         self._todo.append(job)
         if self._idle and not self._waking:
             self._waking = True
@@ -214,20 +233,25 @@ class Workers:
         except asyncio.CancelledError:
             if running.why is None:
                 raise  # the pool itself is being torn down
-            running.task.uncancel()
             ended = self._after_cancel(running)
-        except Lost:
-            ended = None
-        except ListingdError as error:
-            ended = outcomes.failed(job, error, self._settings.retry)
         except Exception as exc:  # the job executor: whatever a handler lets escape must end as an outcome
-            log.error("job.crashed", job_id=job.id, kind=job.kind, attempt=job.attempt, exc_info=exc)
-            ended = outcomes.crashed(job, exc, self._settings.retry)
+            ended = self._after_error(job, exc) if running.why is None else self._after_cancel(running)
         if self.running.get(job.fence) is not running:
             return True
+        if running.why is not None:
+            running.task.uncancel()  # even if the handler went its own way: the worker's next job is another's
         del self.running[job.fence]
         self._end(job, ended, asyncio.get_running_loop().time() - running.began)
         return False
+
+    def _after_error(self, job: ClaimedJob, exc: Exception) -> Ended | None:
+        if isinstance(exc, Lost):
+            self._adopt_soon()  # if nobody else has it
+            return None
+        if isinstance(exc, ListingdError):
+            return outcomes.failed(job, exc, self._settings.retry)
+        log.error("job.crashed", job_id=job.id, kind=job.kind, attempt=job.attempt, exc_info=exc)
+        return outcomes.crashed(job, exc, self._settings.retry)
 
     def _after_cancel(self, running: Running) -> Ended | None:
         match running.why:
@@ -237,8 +261,9 @@ class Workers:
                 return outcomes.timed_out(running.job, running.limit_s, self._settings.retry)
             case "stop":
                 return outcomes.interrupted(running.job)
-            case _:
-                return None  # lost: nothing may be written
+            case _:  # lost: nothing may be written, but if the lease comes back nobody else has it
+                self._adopt_soon()
+                return None
 
     async def _fan_out(self, job: ClaimedJob, fanned: FannedOut) -> None:
         children = [
@@ -297,10 +322,13 @@ class Workers:
     async def run_flusher(self) -> None:
         """Finish and claim for ever, one statement in flight. Errors: Unavailable; run it again."""
         connection = await self._open_flusher()
+        connection.add_termination_listener(lambda _: self._flush_wanted.set())
         try:
             while True:
                 await self._flush_wanted.wait()
                 self._flush_wanted.clear()
+                if connection.is_closed():
+                    raise Unavailable("The flusher's connection was closed.")
                 while await self._flush(connection):
                     pass
         finally:
@@ -325,11 +353,20 @@ class Workers:
         ended, self._ended = self._ended, []
         slots = 0 if self.draining or not self._lease.is_safe() else self.free_slots()
         claims = self._scheduler.take(slots) if slots > 0 else []
+        if self.feeder is not None and self._scheduler.spilled() is not None:
+            self.feeder.look()
         if not ended and not claims:
             return False
         owners = [self._scheduler.known.pop(fence) for fence in claims]
         self._claiming += len(claims)
+        freed = self._places.pick((e.fence, job.kind) for e, job in ended) if self._places.is_needed() else []
         try:
+            if claims and self._places.is_needed():
+                asked = len(claims)
+                claims, owners = await self._places.reserve(connection, worker, claims, owners, freed)
+                self._claiming -= asked - len(claims)
+                if not ended and not claims:
+                    return False
             if claims:
                 await self._lower_mark(connection, worker, min(claims))
             done = await self._queue.flush(connection, [e for e, _ in ended], worker, claims)
@@ -362,6 +399,12 @@ class Workers:
                 self._scheduler.add(row.fence, row.kind, row.user_id, row.priority)
         if done.ready and self._queue.rivals:
             await self._db.fetch("notify_jobs")
+        if self._places.is_needed():
+            got = {job.fence for job in done.claimed}
+            missed = ((f, kind) for f, (kind, _) in zip(claims, owners, strict=True) if f not in got)
+            await self._places.drop(worker, self._places.pick(missed))
+            if self._queue.rivals:
+                await self._places.tell_others(freed)
         if done.lost:
             lost = set(done.lost)
             for end, job in ended:
@@ -403,19 +446,22 @@ class Workers:
             now = loop.time()
             self._count()
             safe = self._lease.is_safe()
-            if not safe and (self.running or self._todo):
+            if not safe and (self._todo or any(r.why is None for r in self.running.values())):
                 log.error("lease.lost", running=len(self.running), silent_s=round(self._lease.silent_s(), 2))
                 self.lose_everything()
-            for fence, running in list(self.running.items()):
+            for running in list(self.running.values()):
                 if running.why is None:
                     if now > running.deadline:
                         self._cancel(running, "timeout")
                 elif now - running.cancelled_at > SWALLOW_GRACE_S:
-                    self._take_slot_away(fence, running)
+                    self._abandon(running, SWALLOW_GRACE_S, self._after_cancel(running))
+                    if self._pool is not None and not self.draining:
+                        self._pool.create_task(self._work(), name="worker-replacement")
             if safe:
                 await self._raise_low_fence(now)
-                if self._adopt_at is not None and now >= self._adopt_at:
-                    await self._adopt(now)
+                if self._adopt_at and now >= self._adopt_at[0]:
+                    await self._adopt()
+                    self._adopt_at = [at for at in self._adopt_at if at > now]
 
     def _cancel(self, running: Running, why: str) -> None:
         if running.why is None:
@@ -424,27 +470,29 @@ class Workers:
             running.task.cancel()
 
     def lose_everything(self) -> None:
-        """The jobs in hand may already be another process's: stop them and write nothing."""
+        """The jobs in hand may already be another process's: stop them. Ends that wait for the flusher stay:
+        they are written only while their fence and worker still stand.
+        """
         for job in self._todo:
             self._scheduler.ended(job.kind, job.user_id)
         self._todo.clear()
-        self._ended.clear()
+        self._adopt_soon()
         for running in self.running.values():
             self._cancel(running, "lost")
 
-    def _take_slot_away(self, fence: int, running: Running) -> None:
-        """A handler swallowed its cancellation: end its job without it and start a fresh worker."""
+    def _abandon(self, running: Running, after_s: float, ended: Ended | None) -> None:
+        """A handler swallowed its cancellation: end its job without it. Its task may never end."""
         stack = io.StringIO()
         running.task.print_stack(file=stack)
         log.error(
-            "job.cancel_ignored", job_id=running.job.id, kind=running.job.kind, after_s=SWALLOW_GRACE_S,
+            "job.cancel_ignored", job_id=running.job.id, kind=running.job.kind, after_s=after_s,
             stack=stack.getvalue(),
         )  # fmt: skip
-        del self.running[fence]
-        self._end(running.job, self._after_cancel(running), 0.0)
+        del self.running[running.job.fence]
+        self.stubborn.add(running.task)
+        running.task.add_done_callback(self.stubborn.discard)
+        self._end(running.job, ended, 0.0)
         running.task.cancel()
-        if self._pool is not None and not self.draining:
-            self._pool.create_task(self._work(), name="worker-replacement")
 
     def _count(self) -> None:
         """Hand the attempts of the last moment to the metrics, all of a kind at once."""
@@ -474,11 +522,15 @@ class Workers:
             self._lease.low_fence = lowest
 
     def _adopt_soon(self) -> None:
-        self._adopt_at = asyncio.get_running_loop().time() + 2.0
+        """Look for orphans: soon, and until a statement whose answer was lost must have ended."""
+        now = asyncio.get_running_loop().time()
+        if not self._adopt_at or self._adopt_at[-1] < now + ADOPT_AFTER_S[-1] - 1:
+            self._adopt_at = [now + after_s for after_s in ADOPT_AFTER_S]
 
-    async def _adopt(self, now: float) -> None:
-        """Jobs that are ours in the database and that nobody here holds: an answer to a claim was lost."""
-        self._adopt_at = None
+    async def _adopt(self) -> None:
+        """Hand back what is ours in the database and what nobody here holds: the answer to a claim was lost, or
+        the job was given up while the lease was in doubt.
+        """
         rows = await self._db.fetch("read_own_claims", self.worker_id, self._lease.low_fence, 2.0)
         ours = {end.fence for end, _ in self._ended} | {job.fence for job in self._todo} | set(self.running)
         for row in rows:
@@ -549,12 +601,8 @@ class Workers:
             for running in self.running.values():
                 self._cancel(running, "stop")
             await self._wait_until_empty(hard_s)
-        for fence, running in list(self.running.items()):
-            log.error(
-                "job.cancel_ignored", job_id=running.job.id, kind=running.job.kind, after_s=hard_s, stack=""
-            )
-            del self.running[fence]
-            self._end(running.job, outcomes.interrupted(running.job), 0.0)
+        for running in list(self.running.values()):
+            self._abandon(running, hard_s, outcomes.interrupted(running.job))
         return cut
 
     async def _wait_until_empty(self, within_s: float) -> None:

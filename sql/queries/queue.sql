@@ -101,16 +101,20 @@ with ended as (
 moved as (
     update listingd.job_states as s
     set
-        state = e.state,
+        -- A cancel that was asked for comes true, also when the attempt ended as one to be repeated.
+        state = case when s.cancel_requested and e.state = 'pending' then 'cancelled' else e.state end,
         version = s.version + 1,
         attempt = s.attempt - e.give_back,
         worker = null,
-        cancel_requested = s.cancel_requested and e.state <> 'pending',
-        finished_at = case when e.state <> 'pending' then now() end,
+        finished_at = case when e.state <> 'pending' or s.cancel_requested then now() end,
         result = e.result::jsonb,
-        error = e.error::jsonb,
+        error = case
+            when s.cancel_requested and e.state = 'pending'
+                then jsonb_build_object('code', 'cancelled', 'message', 'The job was cancelled.')
+            else e.error::jsonb
+        end,
         progress = case when e.state = 'pending' then s.progress end,
-        unique_key = case when e.state = 'pending' then s.unique_key end,
+        unique_key = case when e.state = 'pending' and not s.cancel_requested then s.unique_key end,
         run_at = case when e.state = 'pending' and e.delay_s > 0
             then now() + make_interval(secs => e.delay_s) else s.run_at end,
         fence = case when e.state = 'pending' then nextval('listingd.fences') else s.fence end
@@ -187,25 +191,33 @@ select ok, fence, kind, user_id, priority
 from listingd.fan_out($1, $2, $3::jsonb)
 
 -- name: read_ready
--- Rows above a fence or in the holes, whatever their state: the scheduler must see each fence once to know that
--- it is no hole. wait_s is null for a job without run_at. $1 fence to start after, $2 holes bigint[], $3 limit
-(
-    select
-        s.fence, s.state, s.kind, s.user_id, s.priority,
-        extract(epoch from s.run_at - now())::float8 as wait_s,
-        0::float8 as age_s
+-- Rows above a fence or in the holes, whatever their state (the scheduler must see each fence once to know that it
+-- is no hole), in groups of what is alike: fences, kind, user_id, priority, wait_s (null without run_at), age_s,
+-- pending. $1 fence to start after, $2 holes bigint[], $3 limit
+with seen as (
+    (
+        select s.fence, s.state, s.kind, s.user_id, s.priority, s.run_at
+        from listingd.job_states as s
+        where s.fence > $1
+        order by s.fence
+        limit $3
+    )
+    union all
+    select s.fence, s.state, s.kind, s.user_id, s.priority, s.run_at
     from listingd.job_states as s
-    where s.fence > $1
-    order by s.fence
-    limit $3
+    where s.fence = any($2::bigint[])
 )
-union all
 select
-    s.fence, s.state, s.kind, s.user_id, s.priority,
-    extract(epoch from s.run_at - now())::float8 as wait_s,
-    0::float8 as age_s
-from listingd.job_states as s
-where s.fence = any($2::bigint[])
+    array_agg(s.fence order by s.fence) as fences, s.kind, s.user_id, s.priority,
+    extract(epoch from s.run_at - now())::float8 as wait_s, 0::float8 as age_s, true as pending
+from seen as s
+where s.state = 'pending'
+group by s.kind, s.user_id, s.priority, s.run_at
+union all
+select array_agg(s.fence order by s.fence), '', '', 0, null, 0, false
+from seen as s
+where s.state <> 'pending'
+having count(*) > 0
 
 -- name: read_snapshot
 -- The reading transaction's horizon: oldest = the lowest transaction still running, next = the first not begun.
@@ -214,24 +226,30 @@ select
     pg_snapshot_xmax(pg_current_snapshot())::text::bigint as next
 
 -- name: read_pending_from
--- Pending rows from a fence on that have no run_at, for a restart or a spilled user.
+-- Pending rows from a fence on that have no run_at, for a restart or a spilled user; groups as read_ready's.
+-- Their age is that of their ids (UUIDv7: the first five bytes count 256 ms).
 -- $1 first fence, $2 user_id or null for all, $3 limit
 select
-    s.fence, s.state, s.kind, s.user_id, s.priority,
-    null::float8 as wait_s,
-    extract(epoch from now() - j.created_at)::float8 as age_s
-from listingd.job_states as s
-join listingd.jobs as j on j.id = s.id
-where s.fence >= $1 and s.state = 'pending' and ($2::text is null or s.user_id = $2) and s.run_at is null
-order by s.fence
-limit $3
+    array_agg(s.fence order by s.fence) as fences, s.kind, s.user_id, s.priority, null::float8 as wait_s,
+    (extract(epoch from now()) - ('x' || encode(s.born, 'hex'))::bit(40)::bigint * 0.256)::float8 as age_s,
+    true as pending
+from (
+    select s.fence, s.kind, s.user_id, s.priority, substring(uuid_send(s.id) for 5) as born
+    from listingd.job_states as s
+    where s.fence >= $1 and s.state = 'pending' and ($2::text is null or s.user_id = $2) and s.run_at is null
+    order by s.fence
+    limit $3
+) as s
+group by s.kind, s.user_id, s.priority, s.born
 
 -- name: read_due
--- Pending rows whose run_at lies in (now + $1, now + $2] seconds; $1 null = from the beginning.
+-- Pending rows whose run_at lies in (now + $1, now + $2] seconds, soonest first; $1 null = from the beginning.
+-- Each is a group of one, as read_ready's. $3 limit
 select
-    s.fence, s.state, s.kind, s.user_id, s.priority,
+    array[s.fence] as fences, s.kind, s.user_id, s.priority,
     extract(epoch from s.run_at - now())::float8 as wait_s,
-    extract(epoch from now() - s.run_at)::float8 as age_s
+    extract(epoch from now() - s.run_at)::float8 as age_s,
+    true as pending
 from listingd.job_states as s
 where
     ($1::float8 is null or s.run_at > now() + make_interval(secs => $1))
