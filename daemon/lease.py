@@ -12,8 +12,10 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 
@@ -31,7 +33,7 @@ class Lease:
     """This run of the process in listingd.workers.
 
     load: () -> (jobs running, draining), asked at each heartbeat. Threads: `start` and `stop` belong to the
-    event loop; the heartbeat thread only touches `confirmed_at` and `gone`.
+    event loop; the heartbeat thread only touches `confirmed_at`, `gone` and what says how it goes.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Lease:
         self._db = db
         self.instance = instance
         self._state_dir = state_dir
+        self._host = os.uname().nodename
         self.lease_s = lease_s
         self._heartbeat_s = heartbeat_s
         self._kinds = list(kinds)
@@ -58,7 +61,9 @@ class Lease:
         self.confirmed_at = float("-inf")
         self.low_fence = 0  # rescue looks for our jobs from here on
         self.gone = False  # another process has declared this one dead
+        self._failures = 0  # since the last confirmation
         self._stop = threading.Event()
+        self._wake: Callable[[], object] = lambda: None  # ends the heartbeat's pause, from any thread
         self._thread: threading.Thread | None = None
 
     def is_safe(self) -> bool:
@@ -69,28 +74,27 @@ class Lease:
         """Seconds since the lease was last confirmed."""
         return time.monotonic() - self.confirmed_at
 
+    def is_answered(self) -> bool:
+        """Whether the database answers, as far as the heartbeat knows: it notices a closed connection at once.
+
+        One failure is a session that ended; the second in a row is a database that cannot be reached.
+        """
+        return self._failures < 2 and self.silent_s() < 2 * self._heartbeat_s
+
     async def start(self) -> int:
         """Register this run and begin to beat; the worker id. The lock on the state dir must be held.
 
         Errors: Misconfigured when another live process uses the same instance name; Unavailable.
         """
-        host = os.uname().nodename
-        for rival in await self._db.fetch("find_rivals", self.instance):
-            info = json.loads(rival["info_text"])
-            if (info.get("host"), info.get("state_dir")) == (host, str(self._state_dir)):
-                continue  # our own earlier run: dead, since we hold the lock on its state dir
-            raise Misconfigured(
-                f"Another live process (pid {info.get('pid')} on {info.get('host')}) uses the instance name"
-                f" {self.instance}.",
-                code="instance_in_use",
-                hint=f"Give each daemon its own LISTINGD_INSTANCE, or wait {rival['left_s']:.0f} s if that"
-                " process has just died.",
-            )
-        began = time.monotonic()
-        row = await self._db.fetchrow(
-            "start_worker", self.instance, self.lease_s, self._kinds, self._concurrency,
-            json.dumps({"host": host, "pid": os.getpid(), "state_dir": str(self._state_dir)}),
-        )  # fmt: skip
+        async with self._db.transaction() as connection:
+            # Of two that start at the same moment the second looks when the first is there.
+            await connection.fetch(self._db.sql["lock_instance"], self.instance)
+            self._refuse_rivals(await connection.fetch(self._db.sql["find_rivals"], self.instance))
+            began = time.monotonic()
+            row = await connection.fetchrow(
+                self._db.sql["start_worker"], self.instance, self.lease_s, self._kinds, self._concurrency,
+                json.dumps({"host": self._host, "pid": os.getpid(), "state_dir": str(self._state_dir)}),
+            )  # fmt: skip
         assert row is not None  # insert … returning
         worker_id: int = row["id"]
         self.worker_id = worker_id
@@ -102,9 +106,23 @@ class Lease:
             self._thread.start()
         return worker_id
 
+    def _refuse_rivals(self, rivals: Sequence[Mapping[str, Any]]) -> None:
+        for rival in rivals:
+            info = json.loads(rival["info_text"])
+            if (info.get("host"), info.get("state_dir")) == (self._host, str(self._state_dir)):
+                continue  # our own earlier run: dead, since we hold the lock on its state dir
+            raise Misconfigured(
+                f"Another live process (pid {info.get('pid')} on {info.get('host')}) uses the instance name"
+                f" {self.instance}.",
+                code="instance_in_use",
+                hint=f"Give each daemon its own LISTINGD_INSTANCE, or wait {rival['left_s']:.0f} s if that"
+                " process has just died.",
+            )
+
     async def stop(self) -> None:
         """End the heartbeat and give the lease back."""
         self._stop.set()
+        self._wake()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, 2.0)
         if self.worker_id is not None and not self.gone:
@@ -115,28 +133,47 @@ class Lease:
             try:
                 asyncio.run(self._beat())
             except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
-                log.warning(
-                    "lease.confirmed_late",
-                    silent_s=round(self.silent_s(), 2),
-                    error=str(exc) or type(exc).__name__,
-                )
-            self._stop.wait(min(1.0, self._heartbeat_s / 4))
+                self._failures += 1
+                if self._failures <= 2:  # an outage is told once
+                    log.warning(
+                        "lease.confirmed_late" if self._failures == 1 else "database.lost",
+                        error=str(exc.__cause__ or exc) or type(exc).__name__,
+                        **({"silent_s": round(self.silent_s(), 2)} if self._failures == 1 else {}),
+                    )
+                self._stop.wait(min(1.0, self._heartbeat_s / 4, 0.02 * 2.0 ** min(self._failures, 9)))
 
     async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        wake = asyncio.Event()
         connection = await self._db.dedicated_connection("heartbeat")
+        connection.add_termination_listener(lambda _: wake.set())
+        self._wake = lambda: loop.call_soon_threadsafe(wake.set)
         try:
             while not self._stop.is_set():
-                began = time.monotonic()
-                running, draining = self._load()
-                with database.translate_errors():
+                if connection.is_closed():
+                    raise Unavailable("The heartbeat's connection was closed.")
+                await self._confirm(connection)
+                with suppress(TimeoutError):
                     async with asyncio.timeout(self._heartbeat_s):
-                        held = await connection.fetchval(
-                            self._db.sql["extend_lease"], self.worker_id, self.lease_s, running, draining
-                        )
-                if held:
-                    self.confirmed_at = began
-                else:
-                    self.gone = True
-                await asyncio.to_thread(self._stop.wait, self._heartbeat_s)
+                        await wake.wait()
         finally:
+            self._wake = lambda: None
             connection.terminate()
+
+    async def _confirm(self, connection: asyncpg.Connection) -> None:
+        """One heartbeat. Errors: Unavailable."""
+        began = time.monotonic()
+        worker_id = self.worker_id
+        running, draining = self._load()
+        with database.translate_errors():
+            async with asyncio.timeout(self._heartbeat_s):
+                held = await connection.fetchval(
+                    self._db.sql["extend_lease"], worker_id, self.lease_s, running, draining
+                )
+        if held:
+            if self._failures > 1:
+                log.info("database.restored", down_s=round(self.silent_s(), 2))
+            self.confirmed_at = began
+            self._failures = 0
+        elif worker_id == self.worker_id:  # else it was registered anew meanwhile
+            self.gone = True

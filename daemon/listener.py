@@ -37,6 +37,7 @@ class Listener:
         self._probe_channel = f"listingd_probe_{os.getpid()}_{os.urandom(4).hex()}"
         self._answered = asyncio.Event()
         self.connected = False
+        self._failures = 0  # since it was connected
 
     async def run(self) -> None:
         """Listen for ever. Returns only when LISTEN cannot deliver here (a transaction pooler)."""
@@ -46,27 +47,27 @@ class Listener:
                 listen="no: jobs start by polling until LISTINGD_LISTEN_DATABASE_URL is a direct DSN",
             )
             return
-        failures = 0
         while True:
             try:
                 await self._listen_until_lost()
             except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
-                was, self.connected = self.connected, False
-                failures = 1 if was else failures + 1
-                log.warning("listener.lost", error=str(exc) or type(exc).__name__)
-            await asyncio.sleep(random.uniform(0.05, min(RECONNECT_CAP_S, 0.1 * 2.0 ** min(failures, 10))))
+                self._failures += 1
+                log.warning("listener.lost", error=str(exc.__cause__ or exc) or type(exc).__name__)
+            longest_s = min(RECONNECT_CAP_S, 0.1 * 2.0 ** min(self._failures, 10))
+            await asyncio.sleep(random.uniform(0.05, longest_s))
 
     async def _listen_until_lost(self) -> None:
         connection = await self._db.dedicated_connection("listener", direct=True)
         try:
             with database.translate_errors():
-                for channel in self._hints:
-                    await connection.add_listener(channel, self._heard)
-                await connection.add_listener(self._probe_channel, self._heard)
                 lost = asyncio.Event()
                 connection.add_termination_listener(lambda _: lost.set())
+                async with asyncio.timeout(PROBE_WITHIN_S):
+                    for channel in (*self._hints, self._probe_channel):
+                        await connection.add_listener(channel, self._heard)
                 await self._prove(connection)
                 self.connected = True
+                self._failures = 0
                 log.info("listener.connected")
                 for hint in self._hints.values():
                     hint()

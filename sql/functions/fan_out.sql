@@ -14,7 +14,7 @@ begin
     into parent
     from listingd.job_states as s
     join listingd.jobs as j on j.id = s.id
-    where s.fence = own_fence and s.worker = own_worker and s.state = 'processing'
+    where s.fence = own_fence and s.worker = own_worker and s.state = 'processing' and not s.cancel_requested
     for update of s;
     if not found then
         return query select false, null::bigint, null::text, null::text, null::smallint;

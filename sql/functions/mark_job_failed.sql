@@ -1,4 +1,5 @@
--- Ends an attempt that failed: pending again after delay_s while attempts are left and retry is true, else failed.
+-- Ends an attempt that failed: cancelled when that was asked for, pending again after delay_s while attempts are
+-- left and retry is true, else failed.
 -- Returns the state after it, or null when the fence is no longer held.
 create or replace function listingd.mark_job_failed(
     own_fence bigint, code text, message text, retry boolean default true, delay_s float8 default null
@@ -13,12 +14,20 @@ declare
 begin
     update listingd.job_states as s
     set
-        state = case when retry and s.attempt < s.max_attempts then 'pending' else 'failed' end,
+        state = case
+            when s.cancel_requested then 'cancelled'
+            when retry and s.attempt < s.max_attempts then 'pending'
+            else 'failed'
+        end,
         version = s.version + 1,
         worker = null,
         error = problem,
-        unique_key = case when retry and s.attempt < s.max_attempts then s.unique_key end,
-        finished_at = case when not retry or s.attempt >= s.max_attempts then now() end,
+        unique_key = case
+            when retry and s.attempt < s.max_attempts and not s.cancel_requested then s.unique_key
+        end,
+        finished_at = case
+            when s.cancel_requested or not retry or s.attempt >= s.max_attempts then now()
+        end,
         run_at = case
             when retry and s.attempt < s.max_attempts
                 -- full jitter: uniform in [0, min(600, 2 * 2^(attempt - 1))] seconds
@@ -33,7 +42,7 @@ begin
     end if;
     insert into listingd.attempts (job_id, attempt, fence, started_at, code, error)
     values (moved.id, moved.attempt, own_fence, moved.started_at, code, problem);
-    if moved.state = 'failed' and moved.parent_id is not null then
+    if moved.state <> 'pending' and moved.parent_id is not null then
         perform listingd.settle_children(array[moved.parent_id]);
     end if;
     perform pg_notify('listingd_jobs', '');

@@ -7,7 +7,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     target record;
-    revived int;
+    still_open int;
 begin
     select s.id, s.state, s.parent_id into target
     from listingd.job_states as s
@@ -38,12 +38,17 @@ begin
     where
         s.id in (select j.id from listingd.jobs as j where j.parent_id = target.id)
         and s.state in ('failed', 'cancelled');
-    get diagnostics revived = row_count;
+    -- Children that run already (retried by themselves, or still stopping after a cancel) are waited for too.
+    select count(*) into still_open
+    from listingd.job_states as s
+    where
+        s.id in (select j.id from listingd.jobs as j where j.parent_id = target.id)
+        and s.state in ('pending', 'processing', 'waiting');
 
     update listingd.job_states as s
     set
-        state = case when revived > 0 then 'waiting' else 'pending' end,
-        open_children = revived,
+        state = case when still_open > 0 then 'waiting' else 'pending' end,
+        open_children = still_open,
         fence = nextval('listingd.fences'), version = s.version + 1, attempt = 0, rescues = 0,
         cancel_requested = false, run_at = null, expires_at = null, started_at = null, finished_at = null, error = null,
         result = null

@@ -6,18 +6,19 @@ returns table (id uuid, fence bigint, kind text, user_id text, priority smallint
 language sql volatile
 set search_path = pg_catalog, pg_temp
 as $$
+    -- A statement of its own: what follows must see the parents as they are once they are locked. A parent that
+    -- was locked by its own fan_out is still "processing" in the snapshot of whoever waits for it.
+    select 1
+    from listingd.job_states as s
+    where s.id = any(parents)
+    order by s.id
+    for update;
+
     with ended as (
         select p.id, count(*) as n
         from unnest(parents) as p (id)
         where p.id is not null
         group by p.id
-    ),
-    held as (
-        select s.id
-        from listingd.job_states as s
-        join ended as e on e.id = s.id
-        order by s.id
-        for update of s
     ),
     counted as (
         update listingd.job_states as s
@@ -27,7 +28,6 @@ as $$
             state = case when s.open_children <= e.n then 'pending' else s.state end,
             fence = case when s.open_children <= e.n then nextval('listingd.fences') else s.fence end
         from ended as e
-        join held as h on h.id = e.id
         where s.id = e.id and s.state = 'waiting'
         returning s.id, s.fence, s.kind, s.user_id, s.priority, s.state
     )

@@ -14,6 +14,15 @@ select
 -- One row; a statement whose client has died ends within two seconds. Fails with 22023 on platforms without it.
 select set_config('client_connection_check_interval', '2s', false);
 
+-- name: confine_reads
+-- One row; until the end of the transaction the session sees one user's rows alone. Fails with 22023 without the
+-- role, with 42501 when this login may not become it. $1 user_id
+select set_config('role', 'listingd_reader', true), set_config('listingd.user_id', $1, true);
+
 -- name: backend_pid
 -- The process id of the server session that answers.
 select pg_catalog.pg_backend_pid();
+
+-- name: lock_instance
+-- One process at a time registers under an instance name, until its transaction ends. $1 instance
+select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('listingd.instance.' || $1, 0));
