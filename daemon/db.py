@@ -21,6 +21,7 @@ from typing import Any, TypeAlias, cast
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
+from daemon import logs
 from daemon.errors import Misconfigured, Unavailable
 from daemon.settings import Settings
 
@@ -41,8 +42,11 @@ _TRANSIENT_STATES = frozenset(
         "57P05",  # idle session ended
     }
 )
+_NO_ROLE = (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidParameterValueError)
 _REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
 _RETRY_AFTER_S = 1
+
+log = logs.get_logger()
 
 
 def is_transient(exc: BaseException) -> bool:
@@ -113,6 +117,8 @@ class Database:
         self.pooled = False
         self._settings = settings.database
         self._pool: asyncpg.Pool | None = None
+        self._readers: asyncpg.Pool | None = None
+        self.confined = True  # until the server refuses the role: fetch_as then reads like fetch
 
     @property
     def pool(self) -> asyncpg.Pool:
@@ -133,15 +139,9 @@ class Database:
         with translate_errors():
             try:
                 self.pooled = await self._detect_pooler()
-                self._pool = await asyncpg.create_pool(
-                    self.dsn,
-                    min_size=min(2, self._settings.pool_size),
-                    max_size=self._settings.pool_size,
-                    max_queries=10_000_000,
-                    init=self._prepare_session,
-                    reset=_keep_session,
-                    **self._connect_arguments("listingd"),
-                )
+                self._pool = await self._create_pool("listingd", min_size=min(2, self._settings.pool_size))
+                # Sessions of their own: a plan is thrown away when its session's role changes.
+                self._readers = await self._create_pool("listingd:reader", min_size=0)
             except _REFUSED as exc:
                 raise Misconfigured(
                     f"The database refuses us: {exc}.", hint="Check LISTINGD_DATABASE_URL."
@@ -153,16 +153,16 @@ class Database:
                 ) from exc
 
     async def close(self, timeout_s: float = 5.0) -> None:
-        """Close all connections of the pool, with force after `timeout_s` seconds."""
-        pool, self._pool = self._pool, None
-        if pool is None:
-            return
+        """Close all connections of the pools, with force after `timeout_s` seconds."""
+        pools = [pool for pool in (self._pool, self._readers) if pool is not None]
+        self._pool = self._readers = None
         try:
             # asyncpg's close() waits for ever on a half-open connection.
             async with asyncio.timeout(timeout_s):
-                await pool.close()
+                await asyncio.gather(*(pool.close() for pool in pools))
         except TimeoutError:
-            pool.terminate()
+            for pool in pools:
+                pool.terminate()
 
     async def __aenter__(self) -> Database:
         return self
@@ -185,6 +185,41 @@ class Database:
         """The first column of the first row, or None. Errors: Unavailable."""
         with translate_errors():
             return await self.pool.fetchval(self.sql[name], *args)
+
+    async def fetch_as(self, user_id: str | None, name: str, *args: Any) -> list[asyncpg.Record]:
+        """As fetch, but the server shows this user's rows alone, whatever the statement asks for; None: all rows.
+
+        The second wall (sql/functions/grant_roles.sql): a role that is behind row level security. Costs 0.2 ms
+        (three more round trips). Where the server has no such role the first wall, the statement's own user_id,
+        stands alone, and one line says so. Errors: Unavailable.
+        """
+        if user_id is None or not self.confined or self._readers is None:
+            return await self.fetch(name, *args)
+        with translate_errors():
+            async with (
+                self._readers.acquire(timeout=self._settings.connect_timeout_s) as connection,
+                connection.transaction(),
+            ):
+                try:
+                    await connection.fetchrow(self.sql["confine_reads"], user_id)
+                except _NO_ROLE as exc:
+                    self.confined = False
+                    log.warning("database.unconfined", error=str(exc))
+                else:
+                    rows: list[asyncpg.Record] = await connection.fetch(self.sql[name], *args)
+                    return rows
+        return await self.fetch(name, *args)
+
+    async def _create_pool(self, application_name: str, *, min_size: int) -> asyncpg.Pool:
+        return await asyncpg.create_pool(
+            self.dsn,
+            min_size=min_size,
+            max_size=self._settings.pool_size,
+            max_queries=10_000_000,
+            init=self._prepare_session,
+            reset=_keep_session,
+            **self._connect_arguments(application_name),
+        )
 
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[Connection]:

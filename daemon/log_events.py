@@ -124,6 +124,9 @@ EVENTS: dict[str, Event] = {
     "database.pooled": _event(
         "warning", "listen", "A transaction pooler was detected: no prepared statements."
     ),
+    "database.unconfined": _event(
+        "warning", "error", "No role for reads of one user: row level security is not the second wall."
+    ),
     "database.vacuum_held": _event("warning", "pid held_by age_s", "A session holds back vacuum."),
     "listener.connected": _event("info", "down_s", "Notifications arrive."),
     "listener.lost": _event("warning", "error", "Notifications are dead; polling goes on."),

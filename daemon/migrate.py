@@ -3,7 +3,8 @@
 Forward only. Each migration runs in a transaction of its own under one advisory lock, so two daemons may
 start at once. A migration that waits for a busy table gives up its place after 500 ms and tries again:
 an `alter table` in a lock queue would stop every claim behind it. The functions are replaced together when
-the text of any of them has changed; they stand as number 0 in listingd.schema_migrations.
+the text of any of them has changed or a migration is new, and sql/grants.sql puts up roles and policies after
+them; they stand as number 0 in listingd.schema_migrations.
 
 Refused: PostgreSQL before 15, a migration edited after it was applied, a schema newer than this code.
 """
@@ -62,10 +63,11 @@ def list_migrations(directory: Path | None = None) -> list[Migration]:
     numbers = [migration.number for migration in found]
     if not found or FUNCTIONS in numbers or len(set(numbers)) < len(numbers):
         raise Misconfigured(f"The migrations in {directory} do not each have a number of their own.")
-    functions = "\n".join(
-        path.read_text(encoding="utf-8") for path in sorted((directory / "functions").glob("*.sql"))
-    )
-    return [*found, Migration(FUNCTIONS, "functions", _checksum(functions), functions)]
+    paths = [*sorted((directory / "functions").glob("*.sql")), *directory.glob("grants.sql")]
+    functions = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    # The number is part of it: the grants and policies of a new table stand in grants.sql.
+    checksum = _checksum(f"{numbers[-1]}\n{functions}")
+    return [*found, Migration(FUNCTIONS, "functions", checksum, functions)]
 
 
 async def migrate(target: str | Connection, *, directory: Path | None = None) -> list[Applied]:
@@ -114,6 +116,12 @@ async def _apply_patiently(connection: Connection, migration: Migration, known: 
             return await _apply(connection, migration, known)
         except _BUSY:
             await asyncio.sleep(random.uniform(0.05, 0.2) * (1 + attempt))
+        except asyncpg.InsufficientPrivilegeError as exc:
+            raise Misconfigured(
+                f"This database user may not apply {migration.number:04d}_{migration.name}: {exc}.",
+                code="migration_refused",
+                hint="Run `listingd migrate` with the DSN of the schema's owner (docs/operations.md).",
+            ) from exc
     raise Unavailable(
         f"The migration {migration.number:04d}_{migration.name} found its tables busy {_TRIES} times.",
         hint="Look for a long transaction in pg_stat_activity, then run `listingd migrate` again.",
@@ -141,7 +149,7 @@ async def _apply(connection: Connection, migration: Migration, known: Sequence[M
             if migration.text.strip():  # asyncpg fails on an empty text
                 await connection.execute(migration.text)
         except asyncpg.PostgresError as exc:
-            if is_transient(exc):
+            if is_transient(exc) or isinstance(exc, asyncpg.InsufficientPrivilegeError):
                 raise
             raise Misconfigured(
                 f"The migration {migration.number:04d}_{migration.name} failed: {exc}.",

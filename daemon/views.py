@@ -4,7 +4,8 @@
 
 Documents that are jsonb in Postgres (input, result, metadata, checks) travel as text from the database to
 the answer and are never decoded here: that is cheaper, and a row holding a number that Python cannot read
-still has an answer. Whose rows they are is decided inside each statement by user_id; None is any user's.
+still has an answer. Whose rows they are is decided inside each statement by user_id, and once more by row level
+security (Database.fetch_as); None is any user's.
 Nothing here knows HTTP.
 """
 
@@ -135,7 +136,7 @@ class Views:
         """
         if not job_ids:
             return []
-        rows = await self._db.fetch("read_jobs", job_ids, user_id, position)
+        rows = await self._db.fetch_as(user_id, "read_jobs", job_ids, user_id, position)
         return [self._job(row) for row in rows]
 
     async def read_versions(self, job_ids: Sequence[UUID]) -> dict[UUID, int]:
@@ -153,11 +154,13 @@ class Views:
             wanted.created_after, wanted.created_before,
         ]  # fmt: skip
         if wanted.parent_id is not None:
-            rows = await self._db.fetch("list_child_jobs", *arguments, wanted.parent_id, wanted.project_id)
+            rows = await self._db.fetch_as(
+                wanted.user_id, "list_child_jobs", *arguments, wanted.parent_id, wanted.project_id
+            )
         elif wanted.project_id is not None:
-            rows = await self._db.fetch("list_project_jobs", *arguments, wanted.project_id)
+            rows = await self._db.fetch_as(wanted.user_id, "list_project_jobs", *arguments, wanted.project_id)
         elif wanted.user_id is not None:
-            rows = await self._db.fetch("list_user_jobs", *arguments)
+            rows = await self._db.fetch_as(wanted.user_id, "list_user_jobs", *arguments)
         else:
             rows = await self._db.fetch("list_all_jobs", *arguments)
         more = len(rows) > limit
@@ -168,8 +171,8 @@ class Views:
     async def list_open(self, wanted: JobFilter, *, since: datetime | None, limit: int) -> list[UUID]:
         """The newest jobs without parent that are open, or were created or ended after `since`."""
         name = "list_open_jobs" if wanted.user_id is None else "list_open_user_jobs"
-        rows = await self._db.fetch(
-            name, wanted.user_id, wanted.project_id, wanted.tag, wanted.kind, since, limit
+        rows = await self._db.fetch_as(
+            wanted.user_id, name, wanted.user_id, wanted.project_id, wanted.tag, wanted.kind, since, limit
         )
         return [row["id"] for row in rows]
 
@@ -181,29 +184,29 @@ class Views:
             lowest = UUID(int=int((since.timestamp() - 60) * 1000) << 80)
             rows = await self._db.fetch("list_new_jobs", lowest, *rest)
         else:
-            rows = await self._db.fetch("list_new_user_jobs", wanted.user_id, *rest)
+            rows = await self._db.fetch_as(wanted.user_id, "list_new_user_jobs", wanted.user_id, *rest)
         return [row["id"] for row in rows]
 
     async def read_file(self, file_id: UUID, user_id: str | None) -> File | None:
         """One file of a job, or None."""
-        row = await self._db.fetchrow("read_asset", file_id, user_id)
-        return None if row is None else File(**row)
+        rows = await self._db.fetch_as(user_id, "read_asset", file_id, user_id)
+        return File(**rows[0]) if rows else None
 
     async def list_files(self, job_id: UUID, user_id: str | None) -> list[File]:
         """The finished files of a job and its children, the newest of each slot."""
-        return [File(**row) for row in await self._db.fetch("read_job_assets", job_id, user_id)]
+        return [File(**row) for row in await self._db.fetch_as(user_id, "read_job_assets", job_id, user_id)]
 
     async def read_document(self, job_id: UUID, user_id: str | None) -> str | None:
         """The A+ document of a job as JSON text, or None."""
-        document: str | None = await self._db.fetchval("read_job_document", job_id, user_id)
-        return document
+        rows = await self._db.fetch_as(user_id, "read_job_document", job_id, user_id)
+        return rows[0]["document"] if rows else None
 
     async def find_owner(
         self, job_id: UUID, user_id: str | None
     ) -> tuple[str, UUID | None, UUID | None] | None:
         """(user_id, project_id, parent_id) of a job, or None."""
-        row = await self._db.fetchrow("find_owner", job_id, user_id)
-        return None if row is None else (row["user_id"], row["project_id"], row["parent_id"])
+        rows = await self._db.fetch_as(user_id, "find_owner", job_id, user_id)
+        return (rows[0]["user_id"], rows[0]["project_id"], rows[0]["parent_id"]) if rows else None
 
     async def read_created_at(self, job_ids: Sequence[UUID]) -> dict[UUID, datetime]:
         """When each of the jobs that still exist was created."""
@@ -212,9 +215,10 @@ class Views:
 
     async def read_project(self, project_id: UUID, user_id: str | None) -> str | None:
         """A project with its pictures, A+ contents and job counts as a JSON object, or None."""
-        row = await self._db.fetchrow("read_project", project_id, user_id)
-        if row is None:
+        rows = await self._db.fetch_as(user_id, "read_project", project_id, user_id)
+        if not rows:
             return None
+        row = rows[0]
         counts = json.loads(row["jobs"] or "{}")
         images = json.loads(row["images"] or "[]")
         for image in images:

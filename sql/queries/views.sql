@@ -3,6 +3,7 @@
 -- delivery, which is shown in the log of deliveries alone.
 -- A parent's version counts its children's changes too. $1 ids, $2 user_id or null for any,
 -- $3 position: whether to count the pending jobs before each pending one (null beyond the nearest 1000 rows)
+-- `any(c.family)`, and not an expression: behind row level security only plain columns may look into an index.
 select
     j.id, j.kind, s.state, j.user_id, j.project_id, j.parent_id, j.slot, j.priority, s.attempt, j.max_attempts,
     j.created_at, s.run_at, s.started_at, s.finished_at, s.expires_at, s.cancel_requested,
@@ -18,9 +19,10 @@ select
 from unnest($1::uuid[]) with ordinality as w (id, n)
 join listingd.jobs as j on j.id = w.id and j.kind <> 'webhook' and ($2::text is null or j.user_id = $2)
 join listingd.job_states as s on s.id = j.id
-left join lateral (
+cross join lateral (
     select
         array_agg(k.id order by k.id) as ids,
+        array_append(array_agg(k.id), j.id) as family,
         sum(ks.version - 1) as changes,
         count(*) filter (where ks.state in ('completed', 'failed', 'cancelled')) as ended,
         json_agg(
@@ -39,7 +41,7 @@ left join lateral (
     from listingd.jobs as k
     join listingd.job_states as ks on ks.id = k.id
     where k.parent_id = j.id
-) as c on c.ids is not null
+) as c
 left join lateral (
     select
         json_agg(
@@ -52,7 +54,7 @@ left join lateral (
             order by x.created_at, x.version, x.id
         ) as assets
     from listingd.assets as x
-    where x.job_id = any(coalesce(c.ids, '{}') || j.id)
+    where x.job_id = any(c.family)
 ) as a on true
 left join lateral (
     select
@@ -74,7 +76,7 @@ left join lateral (
         coalesce(sum(z.actual_usd), 0)::text as actual_usd,
         count(*) filter (where z.state = 'unknown') as unknown_calls
     from listingd.steps as z
-    where z.job_id = any(coalesce(c.ids, '{}') || j.id)
+    where z.job_id = any(c.family)
 ) as p on true
 order by w.n
 
@@ -104,7 +106,7 @@ join listingd.job_states as s on s.id = j.id
 where
     j.user_id = $1
     and j.kind <> 'webhook'
-    and ($2::timestamptz is null or (j.created_at, j.id) < ($2::timestamptz, $3::uuid))
+    and (j.created_at, j.id) < (coalesce($2, 'infinity'::timestamptz), coalesce($3, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
     and ($5::text[] is null or s.state = any($5))
     and ($6::text is null or j.kind = $6)
     and ($7::text is null or j.tags @> array[$7::text])
@@ -122,7 +124,7 @@ join listingd.job_states as s on s.id = j.id
 where
     $1::text is null
     and j.kind <> 'webhook'
-    and ($2::timestamptz is null or j.id < $3::uuid)
+    and ($2::timestamptz is null or j.id < coalesce($3, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
     and ($5::text[] is null or s.state = any($5))
     and ($6::text is null or j.kind = $6)
     and ($7::text is null or j.tags @> array[$7::text])
@@ -139,7 +141,7 @@ join listingd.job_states as s on s.id = j.id
 where
     j.project_id = $10
     and ($1::text is null or j.user_id = $1)
-    and ($2::timestamptz is null or (j.created_at, j.id) < ($2::timestamptz, $3::uuid))
+    and (j.created_at, j.id) < (coalesce($2, 'infinity'::timestamptz), coalesce($3, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
     and ($5::text[] is null or s.state = any($5))
     and ($6::text is null or j.kind = $6)
     and ($7::text is null or j.tags @> array[$7::text])
@@ -157,7 +159,7 @@ where
     j.parent_id = $10
     and ($11::uuid is null or j.project_id = $11)
     and ($1::text is null or j.user_id = $1)
-    and ($2::timestamptz is null or (j.created_at, j.id) < ($2::timestamptz, $3::uuid))
+    and (j.created_at, j.id) < (coalesce($2, 'infinity'::timestamptz), coalesce($3, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
     and ($5::text[] is null or s.state = any($5))
     and ($6::text is null or j.kind = $6)
     and ($7::text is null or j.tags @> array[$7::text])
