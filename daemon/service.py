@@ -324,6 +324,7 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     async with run_service(settings) as service:
+        _calm_collector()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         sdnotify.ready(f"serving {service.url}")
