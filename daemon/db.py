@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeAlias, cast
@@ -77,6 +77,20 @@ class translate_errors:  # noqa: N801 -- reads as a verb: `with translate_errors
             ) from exc
 
 
+@contextmanager
+def translate_refusals() -> Iterator[None]:
+    """Turn what only the operator can change (user, password, database, DSN) into Misconfigured."""
+    try:
+        yield
+    except _REFUSED as exc:
+        raise Misconfigured(f"The database refuses us: {exc}.", hint="Check LISTINGD_DATABASE_URL.") from exc
+    except ValueError as exc:  # a DSN that asyncpg cannot read; its text may hold the password
+        raise Misconfigured(
+            "The database URL cannot be read.",
+            hint="LISTINGD_DATABASE_URL looks like postgresql://user:password@host:5432/name.",
+        ) from exc
+
+
 def sql_dir() -> Path:
     """The directory `sql`: inside the package in a wheel, beside it in a checkout."""
     packaged = Path(__file__).parent / "_sql"
@@ -136,21 +150,11 @@ class Database:
 
         Errors: Unavailable; Misconfigured when the server refuses the user, password or database.
         """
-        with translate_errors():
-            try:
-                self.pooled = await self._detect_pooler()
-                self._pool = await self._create_pool("listingd", min_size=min(2, self._settings.pool_size))
-                # Sessions of their own: a plan is thrown away when its session's role changes.
-                self._readers = await self._create_pool("listingd:reader", min_size=0)
-            except _REFUSED as exc:
-                raise Misconfigured(
-                    f"The database refuses us: {exc}.", hint="Check LISTINGD_DATABASE_URL."
-                ) from exc
-            except ValueError as exc:  # a DSN that asyncpg cannot read; its text may hold the password
-                raise Misconfigured(
-                    "The database URL cannot be read.",
-                    hint="LISTINGD_DATABASE_URL looks like postgresql://user:password@host:5432/name.",
-                ) from exc
+        with translate_errors(), translate_refusals():
+            self.pooled = await self._detect_pooler()
+            self._pool = await self._create_pool("listingd", min_size=min(2, self._settings.pool_size))
+            # Sessions of their own: a plan is thrown away when its session's role changes.
+            self._readers = await self._create_pool("listingd:reader", min_size=0)
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Close all connections of the pools, with force after `timeout_s` seconds."""

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import asyncpg
 
-from daemon.db import Connection, is_transient, load_queries, sql_dir, translate_errors
+from daemon.db import Connection, is_transient, load_queries, sql_dir, translate_errors, translate_refusals
 from daemon.errors import Misconfigured, Unavailable
 
 OLDEST_SERVER = 15
@@ -213,13 +213,14 @@ async def _connection(target: str | Connection) -> AsyncIterator[Connection]:
         yield target
         return
     arguments = {} if "target_session_attrs" in target else {"target_session_attrs": "read-write"}
-    connection = await asyncpg.connect(
-        target,
-        timeout=10,
-        statement_cache_size=0,  # works through a transaction pooler too
-        server_settings={"application_name": "listingd:migrate"},
-        **arguments,
-    )
+    with translate_refusals():
+        connection = await asyncpg.connect(
+            target,
+            timeout=10,
+            statement_cache_size=0,  # works through a transaction pooler too
+            server_settings={"application_name": "listingd:migrate"},
+            **arguments,
+        )
     try:
         yield connection
     finally:

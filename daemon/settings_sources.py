@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import secrets
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -120,7 +121,12 @@ def load_settings(
             hint="docs/configuration.md lists every setting.",
         ) from None  # the cause prints the values, secrets included
     except SettingsError as exc:
-        raise Misconfigured(f"The settings cannot be read: {exc}.", hint="Maps are JSON.") from None
+        named_field = re.search(r'field "(\w+)"', str(exc))
+        name = PREFIX + (named_field[1].upper() if named_field else "…")
+        raise Misconfigured(
+            f"{name} is a group or a map of settings, and its value is no JSON.",
+            hint=f"Set {name}__<NAME> for one of them; docs/configuration.md lists every setting.",
+        ) from None
 
 
 def find_service_key(settings: Settings) -> SecretStr:

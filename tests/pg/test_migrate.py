@@ -8,10 +8,13 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from click.testing import CliRunner
 
+from daemon.cli import commands
 from daemon.db import load_queries
 from daemon.errors import Misconfigured
 from daemon.migrate import Applied, check_schema, list_migrations, migrate, pending
+from tests.conftest import with_database
 
 NewDatabase = Callable[..., Awaitable[str]]
 
@@ -67,6 +70,26 @@ async def test_pending_changes_nothing(new_database: NewDatabase) -> None:
 
     assert list_migrations() == found
     assert await _fetchval(dsn, "select to_regnamespace('listingd') is null")
+
+
+async def test_a_server_that_refuses_us_is_told_to_the_operator(new_database: NewDatabase) -> None:
+    dsn = await new_database()
+
+    with pytest.raises(Misconfigured, match="refuses us"):
+        await migrate(with_database(dsn, "no_such_database"))
+    with pytest.raises(Misconfigured, match="cannot be read"):
+        await migrate("postgresql://somebody:hidden@localhost:port/x")
+
+
+def test_the_command_names_a_database_that_is_down() -> None:
+    env = {"LISTINGD_DATABASE_URL": "postgresql://somebody:hidden@127.0.0.1:1/x"}
+
+    ended = CliRunner().invoke(commands, ["migrate"], env=env)
+
+    assert 1 == ended.exit_code
+    assert "The database does not answer" in ended.stderr
+    assert "correct LISTINGD_DATABASE_URL" in ended.stderr
+    assert "hidden" not in ended.output
 
 
 async def test_an_edited_migration_is_refused(new_database: NewDatabase, tmp_path: Path) -> None:

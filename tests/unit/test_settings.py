@@ -82,6 +82,8 @@ def test_an_empty_value_means_unset() -> None:
         ({"LISTINGD_HTTP__TRUSTED_PROXIES": "10.0.0.0/8,x"}, "LISTINGD_HTTP__TRUSTED_PROXIES"),
         ({"LISTINGD_BUDGETS__USER_USD_PER_DAY": "-1"}, "LISTINGD_BUDGETS__USER_USD_PER_DAY: "),
         ({"LISTINGD_INSTANCE": "a b"}, "LISTINGD_INSTANCE: "),
+        ({"LISTINGD_HTTP": "8787"}, "LISTINGD_HTTP"),
+        ({"LISTINGD_HTTP": "port=1"}, "LISTINGD_HTTP is a group"),
     ],
 )
 def test_a_mistake_names_its_variable(environ: dict[str, str], message: str) -> None:
