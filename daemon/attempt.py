@@ -254,8 +254,10 @@ def read_input(kind: str, text: str) -> Payload:
     if model is None:
         raise InvalidInput(f"A job of kind {kind} has no input to read.", code="kind_unknown")
     try:
-        return model.model_validate(json.loads(text))
+        return model.model_validate_json(text)
     except ValidationError as exc:
+        if exc.errors(include_input=False)[0]["type"] == "json_invalid":  # numbers or nesting without end
+            raise InvalidInput("The job's input cannot be read.", code="input_unreadable") from None
         errors = [
             FieldError("/" + "/".join(str(part) for part in e["loc"]), e["type"], e["msg"])
             for e in exc.errors(include_input=False, include_url=False)
@@ -263,8 +265,6 @@ def read_input(kind: str, text: str) -> Payload:
         raise InvalidInput(
             "The job's input does not fit its kind.", errors=errors
         ) from None  # no input in logs
-    except (ValueError, RecursionError) as exc:  # numbers of thousands of digits, nesting without end
-        raise InvalidInput("The job's input cannot be read.", code="input_unreadable") from exc
 
 
 def _photo_missing() -> ListingdError:

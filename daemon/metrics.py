@@ -7,7 +7,9 @@ Hot code keeps the child of its labels (`JOBS.labels(kind, outcome)`): looking i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -19,6 +21,8 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -29,6 +33,34 @@ _CALLS_S = (0.1, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 360)
 _BATCHES = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000)
 
 
+class Distribution(Collector):
+    """A histogram per kind that takes many values at once: 0.1 µs each, where Histogram.observe takes 1."""
+
+    def __init__(self, name: str, text: str, bounds: tuple[float, ...], registry: CollectorRegistry) -> None:
+        self._name = name
+        self._text = text
+        self._bounds = bounds
+        self._counts: dict[str, list[int]] = {}
+        self._sums: dict[str, float] = {}
+        registry.register(self)
+
+    def observe(self, kind: str, values: Iterable[float]) -> None:
+        """Count the values, in seconds."""
+        counts = self._counts.setdefault(kind, [0] * (len(self._bounds) + 1))
+        total = 0.0
+        for value in values:
+            counts[bisect_left(self._bounds, value)] += 1
+            total += value
+        self._sums[kind] = self._sums.get(kind, 0.0) + total
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        family = HistogramMetricFamily(self._name, self._text, labels=("kind",))
+        names = [*map(str, self._bounds), "+Inf"]
+        for kind, counts in self._counts.items():
+            family.add_metric((kind,), list(zip(names, accumulate(counts), strict=True)), self._sums[kind])
+        yield family
+
+
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
@@ -37,13 +69,8 @@ JOBS = Counter("listingd_job_attempts_total", "Ended attempts.", ("kind", "outco
 JOBS_CREATED = Counter("listingd_jobs_created_total", "Jobs stored.", ("kind", "door"), registry=REGISTRY)
 JOBS_RESCUED = Counter("listingd_jobs_rescued_total", "Jobs taken over from dead workers.", registry=REGISTRY)
 JOBS_LOST = Counter("listingd_jobs_lost_total", "Writes refused by the fence.", registry=REGISTRY)
-WAIT = Histogram(
-    "listingd_job_wait_seconds", "From ready to handler start.", ("kind",),
-    buckets=_WAITS_S, registry=REGISTRY,
-)  # fmt: skip
-RUN = Histogram(
-    "listingd_job_run_seconds", "Run time of an attempt.", ("kind",), buckets=_RUNS_S, registry=REGISTRY
-)
+WAIT = Distribution("listingd_job_wait_seconds", "From ready to claimed.", _WAITS_S, REGISTRY)
+RUN = Distribution("listingd_job_run_seconds", "Run time of an attempt.", _RUNS_S, REGISTRY)
 CLAIM_BATCH = Histogram(
     "listingd_claim_batch_jobs", "Jobs claimed by one statement.", buckets=_BATCHES, registry=REGISTRY
 )

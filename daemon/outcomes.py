@@ -5,7 +5,6 @@ The single place that decides between another attempt, failure and handing back.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from daemon.errors import (
     Unavailable,
 )
 from daemon.jobs import ClaimedJob, State, backoff_s
+from daemon.json_text import write_json
 from daemon.queue import Ended
 from daemon.settings import Retry as RetrySettings
 
@@ -47,7 +47,7 @@ def problem(error: ListingdError) -> dict[str, Any]:
 
 def completed(job: ClaimedJob, result: Any) -> Ended:
     """A handler returned. Errors: TypeError when the result is no JSON."""
-    return Ended(job.fence, State.COMPLETED, None if result is None else json.dumps(result))
+    return Ended(job.fence, State.COMPLETED, None if result is None else write_json(result))
 
 
 def failed(job: ClaimedJob, error: ListingdError, retry: RetrySettings) -> Ended:
@@ -95,7 +95,17 @@ def timed_out(job: ClaimedJob, limit_s: float, retry: RetrySettings) -> Ended:
 def cancelled(job: ClaimedJob) -> Ended:
     """Stopped because its user asked for it."""
     document = {"code": "cancelled", "message": "The job was cancelled."}
-    return Ended(job.fence, State.CANCELLED, error_text=json.dumps(document))
+    return Ended(job.fence, State.CANCELLED, error_text=write_json(document))
+
+
+def not_storable(job: ClaimedJob, exc: Exception) -> Ended:
+    """What the handler returned is JSON, and still nothing that the database can hold (a number without end)."""
+    document = {
+        "code": "not_storable",
+        "message": f"The database cannot hold the result of this job: {exc}.",
+        "hint": "The handler must return something else; a retry would end the same way.",
+    }
+    return _give_up(job, document)
 
 
 def interrupted(job: ClaimedJob) -> Ended:
@@ -105,7 +115,7 @@ def interrupted(job: ClaimedJob) -> Ended:
 
 def _hand_back(job: ClaimedJob, document: Mapping[str, Any], delay_s: float) -> Ended:
     return Ended(
-        job.fence, State.PENDING, error_text=json.dumps(document), delay_s=max(delay_s, 0.05), gives_back=1
+        job.fence, State.PENDING, error_text=write_json(document), delay_s=max(delay_s, 0.05), gives_back=1
     )
 
 
@@ -115,8 +125,8 @@ def _try_again(
     if job.attempt >= job.max_attempts:
         return _give_up(job, document)
     delay_s = backoff_s(job.attempt, base_s=retry.base_s, cap_s=retry.cap_s, at_least_s=at_least_s)
-    return Ended(job.fence, State.PENDING, error_text=json.dumps(document), delay_s=delay_s)
+    return Ended(job.fence, State.PENDING, error_text=write_json(document), delay_s=delay_s)
 
 
 def _give_up(job: ClaimedJob, document: Mapping[str, Any]) -> Ended:
-    return Ended(job.fence, State.FAILED, error_text=json.dumps(document))
+    return Ended(job.fence, State.FAILED, error_text=write_json(document))

@@ -23,6 +23,7 @@ import asyncpg
 from daemon import db as database
 from daemon.errors import Conflict, InvalidInput, Unavailable
 from daemon.jobs import ChildJob, ClaimedJob, NewJob, State, new_id
+from daemon.json_text import write_json
 
 MAX_BATCH = 1000
 """Jobs stored by one statement."""
@@ -435,7 +436,7 @@ class Queue:
         self, fence: int, worker: int, children: Sequence[Mapping[str, Any]]
     ) -> list[ReadyRow] | None:
         """Spawn children ({id, kind, slot, input}) and wait for them; what is ready now, None when lost."""
-        rows = await self._db.fetch("fan_out", fence, worker, json.dumps(children))
+        rows = await self._db.fetch("fan_out", fence, worker, write_json(children))
         if not rows[0]["ok"]:
             return None
         return [ReadyRow(r["fence"], r["kind"], r["user_id"], r["priority"]) for r in rows[1:] if r["ok"]]
@@ -443,7 +444,7 @@ class Queue:
     async def report_progress(self, reports: Mapping[int, Mapping[str, Any]], worker: int) -> set[int]:
         """Write the latest progress of running jobs; the fences that still were ours."""
         rows = await self._db.fetch(
-            "report_progress", list(reports), [json.dumps(p) for p in reports.values()], worker
+            "report_progress", list(reports), [write_json(p) for p in reports.values()], worker
         )
         return {row["fence"] for row in rows}
 

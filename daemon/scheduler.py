@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
@@ -86,8 +86,12 @@ class FenceCursor:
         self._waiting = kept
 
 
+Entry = tuple[float, int, float]
+"""(score, fence, clock when it became ready)"""
+
+
 class Backlog:
-    """One user's ready jobs of one kind, as (score, fence), smallest first.
+    """One user's ready jobs of one kind, smallest entry first.
 
     Jobs mostly become ready in the order in which they run: those are a plain row, and only what comes out of
     order goes to a heap beside it.
@@ -96,34 +100,33 @@ class Backlog:
     __slots__ = ("heap", "row")
 
     def __init__(self) -> None:
-        self.row: deque[tuple[float, int]] = deque()
-        self.heap: list[tuple[float, int]] = []
+        self.row: deque[Entry] = deque()
+        self.heap: list[Entry] = []
 
     def __len__(self) -> int:
         return len(self.row) + len(self.heap)
 
-    def __iter__(self) -> Iterator[tuple[float, int]]:
+    def __iter__(self) -> Iterator[Entry]:
         yield from self.row
         yield from self.heap
 
-    def push(self, score: float, fence: int) -> None:
-        entry = (score, fence)
+    def push(self, entry: Entry) -> None:
         if not self.row or entry >= self.row[-1]:
             self.row.append(entry)
         else:
             heapq.heappush(self.heap, entry)
 
-    def peek(self) -> tuple[float, int]:
+    def peek(self) -> Entry:
         """The first entry. Errors: IndexError when empty."""
         if self.heap and (not self.row or self.heap[0] < self.row[0]):
             return self.heap[0]
         return self.row[0]
 
-    def pop(self) -> int:
-        """The first fence. Errors: IndexError when empty."""
+    def pop(self) -> Entry:
+        """The first entry, taken out. Errors: IndexError when empty."""
         if self.heap and (not self.row or self.heap[0] < self.row[0]):
-            return heapq.heappop(self.heap)[1]
-        return self.row.popleft()[1]
+            return heapq.heappop(self.heap)
+        return self.row.popleft()
 
 
 @dataclass(slots=True)
@@ -198,9 +201,10 @@ class Scheduler:
         self._clock = clock
         self._turn = 0.0  # the virtual time of the last job started
         self._serial = 0
-        self._scores: dict[int, float] = {}  # of what the last `take` took in shared kinds
+        self._taken: dict[int, Entry] = {}  # of what the last `take` took in shared kinds
         self._weights: dict[str, float] = {}
         self._paused_users: frozenset[str] = frozenset()
+        self.waits_s: defaultdict[str, list[float]] = defaultdict(list)  # of what was taken, for the metrics
         self._spilled: set[str] = set()  # the users with a spilled_from
 
     # -- what is ready ---------------------------------------------------------------------------------
@@ -238,7 +242,8 @@ class Scheduler:
         # Once something of a user is spilled, later jobs join it in the database, so that order is kept;
         # a positive priority may still come in, up to twice the share.
         share = max(MIN_SHARE, MAX_HEADERS // len(self.users))
-        score = self._clock() - age_s - priority * self._step_s
+        ready_at = self._clock() - age_s
+        score = ready_at - priority * self._step_s
         owner = (kind, user_id)
         before = user.size
         for fence in fences:
@@ -250,7 +255,7 @@ class Scheduler:
                     user.spilled_from = fence
                     self._spilled.add(user_id)
                 continue
-            backlog.push(score, fence)
+            backlog.push((score, fence, ready_at))
             self.known[fence] = owner
             user.size += 1
         added = user.size - before
@@ -300,7 +305,7 @@ class Scheduler:
         no place to `put_back`.
         """
         chosen: list[int] = []
-        self._scores.clear()
+        self._taken.clear()
         while len(chosen) < slots:
             best: KindQueue | None = None
             best_turn = math.inf
@@ -338,10 +343,13 @@ class Scheduler:
     def _start(self, queue: KindQueue, user: UserQueue, count: int) -> list[int]:
         backlog = user.backlogs[queue.kind]
         if queue.is_shared:
-            score, fence = backlog.peek()
-            self._scores[fence] = score
+            entry = backlog.peek()
+            self._taken[entry[1]] = entry
             count = 1
-        fences = [backlog.pop() for _ in range(min(count, len(backlog)))]
+        entries = [backlog.pop() for _ in range(min(count, len(backlog)))]
+        now = self._clock()
+        self.waits_s[queue.kind].extend([now - ready_at for _, _, ready_at in entries])
+        fences = [fence for _, fence, _ in entries]
         taken = len(fences)
         user.size -= taken
         user.running += taken
@@ -396,7 +404,7 @@ class Scheduler:
             user.running -= 1
             user.size += 1
             user.turn -= 1.0 / user.weight
-            user.backlogs[kind].push(self._scores.pop(fence), fence)
+            user.backlogs[kind].push(self._taken.pop(fence))
             self.known[fence] = (kind, user_id)
             self._queue_again(user)
         for queue in self.kinds.values():  # stale entries are only ever put right upwards

@@ -21,6 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
+import asyncpg
+
 from daemon import db as database
 from daemon import logs, metrics, outcomes
 from daemon.changes import Changes
@@ -370,6 +372,10 @@ class Workers:
             if claims:
                 await self._lower_mark(connection, worker, min(claims))
             done = await self._queue.flush(connection, [e for e, _ in ended], worker, claims)
+        except asyncpg.DataError:
+            self._give_up_claims(claims, owners)
+            await self._end_one_by_one(connection, ended, worker)
+            return True
         except BaseException:
             # Perhaps it was committed: ends are written again (then they are lost, harmlessly), and claims
             # that were ours without our knowing are adopted later.
@@ -413,6 +419,21 @@ class Workers:
                     log.warning("job.lost", job_id=job.id, kind=job.kind, attempt=job.attempt, what="end")
         self._mark(ended, done.claimed)
         return True
+
+    async def _end_one_by_one(
+        self, connection: database.Connection, ended: Sequence[tuple[Ended, ClaimedJob]], worker: int
+    ) -> None:
+        """One job's unstorable result must not hold back the others'. Nothing of them was written yet."""
+        self._ended = [*ended, *self._ended]
+        for end, job in ended:
+            try:
+                await self._queue.flush(connection, [end], worker, [])
+            except asyncpg.DataError as exc:
+                log.error("job.crashed", job_id=job.id, kind=job.kind, attempt=job.attempt, exc_info=exc)
+                await self._queue.flush(connection, [outcomes.not_storable(job, exc)], worker, [])
+            self._ended.remove((end, job))
+            self._mark([(end, job)], ())
+        self.look()  # parents that were released
 
     def _mark(self, ended: Sequence[tuple[Ended, ClaimedJob]], claimed: Sequence[ClaimedJob]) -> None:
         """Hints for the event streams; parents show their children, so they changed too."""
@@ -501,9 +522,10 @@ class Workers:
             metrics.JOBS.labels(kind, state).inc(len(seconds))
             if state is State.COMPLETED:
                 self._durations.note(kind, seconds)
-            observe = metrics.RUN.labels(kind).observe
-            for run_s in seconds:
-                observe(run_s)
+            metrics.RUN.observe(kind, seconds)
+        waits, self._scheduler.waits_s = self._scheduler.waits_s, defaultdict(list)
+        for kind, seconds in waits.items():
+            metrics.WAIT.observe(kind, seconds)
 
     async def _raise_low_fence(self, now: float) -> None:
         """Let rescue's scan begin later, with 30 s of delay: a claim or birth in flight may still hold
