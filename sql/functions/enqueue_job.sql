@@ -1,5 +1,6 @@
 -- Enqueues one job in the caller's transaction and returns its id. The daemon wakes at commit. A unique_key that an
 -- active job of the user holds gives that job's id. webhook: {url, events?} that hears of this job alone.
+-- The owner's rights: who may execute it needs no right on the tables (grant execute on function … to an_app).
 create or replace function listingd.enqueue_job(
     kind text,
     input jsonb default '{}',
@@ -15,7 +16,7 @@ create or replace function listingd.enqueue_job(
     webhook jsonb default null
 )
 returns uuid
-language plpgsql volatile
+language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable

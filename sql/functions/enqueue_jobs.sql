@@ -1,9 +1,10 @@
 -- Enqueues many jobs in the caller's transaction: [{kind, input, user_id?, project_id?, priority?, run_at?,
 -- expires_at?, max_attempts?, metadata?, tags?, unique_key?, webhook?}]. Returns their ids in order. The daemon wakes at
 -- commit. A unique_key that an active job of the user holds gives that job's id.
+-- The owner's rights: who may execute it needs no right on the tables (grant execute on function … to an_app).
 create or replace function listingd.enqueue_jobs(jobs jsonb)
 returns setof uuid
-language sql volatile
+language sql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
     with asked as (
