@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ class Lane:
                 row = await self._db.fetchrow(
                     "take_turn", self.limits.name, self.limits.provider, worker, self.in_flight,
                     self.limits.max_in_flight, self.limits.calls_per_minute,
-                    max(1.0, self.limits.calls_per_minute), price,
+                    math.floor(max(1.0, self.limits.calls_per_minute)), price,
                 )  # fmt: skip
                 assert row is not None  # the function always returns a row
                 self._allowed = row["allowed"]

@@ -29,7 +29,8 @@ from daemon.imaging.typeset import Typesetter, Weight, require_drawable
 from daemon.payloads import AplusInput, Style
 from daemon.providers.protocols import PaintRequest
 
-AT_ONCE = 4
+AT_ONCE = 8
+"""As many as a lane lets through by default: more would only wait in it."""
 
 GENERATION_SIZES: Mapping[tuple[int, int], tuple[int, int]] = {
     (970, 600): (1552, 960),

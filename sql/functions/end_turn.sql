@@ -20,6 +20,7 @@ declare
     next_pauses int;
     pause_s float8;
     open_s float8;
+    taken_s bigint := floor(extract(epoch from taken));
 begin
     select n.* into l from listingd.lanes as n where n.name = of_lane for update;
     if not found then
@@ -42,7 +43,9 @@ begin
         l.allowed := greatest(1, least(l.allowed, l.max_in_flight) / 2);
         l.lowered_at := t;
     elsif ended = 'unused' then
-        l.tokens := l.tokens + cost;
+        if taken_s > l.used_at - 62 then
+            l.used[(taken_s % 62)::int + 1] := greatest(0, l.used[(taken_s % 62)::int + 1] - cost);
+        end if;
     elsif ended = 'paused' and (was_probe or l.paused_until is null or taken > l.paused_at) then
         next_pauses := l.pauses + 1;
         pause_s := least(900, 60 * 2 ^ least(next_pauses - 1, 10));
@@ -62,7 +65,7 @@ begin
 
     update listingd.lanes as n
     set
-        allowed = l.allowed, tokens = l.tokens, warm_at = l.warm_at, lowered_at = l.lowered_at,
+        allowed = l.allowed, used = l.used, warm_at = l.warm_at, lowered_at = l.lowered_at,
         not_before = l.not_before, paused_at = l.paused_at, paused_until = l.paused_until, pauses = l.pauses,
         pause_code = l.pause_code, pause_why = l.pause_why,
         probe_worker = case when was_probe then null else l.probe_worker end,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -11,7 +12,7 @@ from pydantic import SecretStr
 
 from daemon.db import Database
 from daemon.errors import Fate, ProviderError, Retry, Unavailable
-from daemon.lanes import LaneLimits, LaneState, plan_lanes
+from daemon.lanes import Lane, LaneLimits, LaneState, plan_lanes
 from daemon.providers.protocols import RateHint
 from daemon.settings import Cutout, Gemini, OpenAI, Settings
 from daemon.storage import Storage, open_storage
@@ -146,7 +147,7 @@ async def test_jobs_that_are_sent_away_come_back_one_after_another(db: Database,
     slow = LaneLimits("painter:1", "painter", max_in_flight=50, calls_per_minute=60)
     daemon = await start_daemon(db, storage, lanes={"painter": slow})
     await warm(daemon)
-    await set_lane(daemon, "tokens = -10, refilled_at = now()")
+    await set_lane(daemon, "used[1:1] = '{60}'")
 
     ends = await asyncio.gather(*(use(daemon) for _ in range(30)), return_exceptions=True)
 
@@ -242,7 +243,7 @@ async def test_after_a_pause_one_job_probes_alone_and_opens_the_lane(
         await is_sent_away(other)
         turn.heard(None)
 
-    await set_lane(other, "tokens = tokens")
+    await set_lane(other, "pauses = pauses")
     await use(other)
     assert not (await read_lane(other)).is_paused
 
@@ -357,3 +358,58 @@ async def test_each_provider_with_a_key_has_a_lane_of_its_own() -> None:
     assert lanes["openai"].name != plan_lanes(other_key)["openai"].name
     assert "one" not in lanes["openai"].name.partition(":")[2]
     assert {} == plan_lanes(Settings())
+
+
+async def test_no_minute_has_more_calls_wherever_it_begins(db: Database, storage: Storage) -> None:
+    """A bucket that refills while it is used lets up to twice the limit through in its first minute.
+
+    The database's clock cannot be turned, so the lane's record is moved into the past, second by second.
+    """
+    limits = LaneLimits("painter:1", "painter", max_in_flight=50, calls_per_minute=7)
+    daemon = await start_daemon(db, storage, lanes={"painter": limits})
+    clock = asyncio.get_running_loop().time
+    began, granted_s = clock(), []
+    for second in range(150):
+        for _ in range(2):
+            try:
+                await use(daemon)
+            except Retry:
+                break
+            granted_s.append(second + clock() - began)
+        await set_lane(
+            daemon,
+            "used = used[2:62] || used[1:1], used_at = used_at - 1, started_at = started_at - interval '1 s'",
+        )
+
+    assert 7 == max(sum(start <= at < start + 60 for at in granted_s) for start in granted_s)
+    assert len(granted_s) >= 14  # and it is no miser
+
+
+async def test_a_costly_call_takes_several_of_a_minute(db: Database, storage: Storage) -> None:
+    """remove.bg counts megapixels: a photo of 4 MP leaves 6 of 10."""
+    limits = LaneLimits("painter:1", "painter", max_in_flight=50, calls_per_minute=10)
+    daemon = await start_daemon(db, storage, lanes={"painter": limits})
+    paid = 0
+    for number in range(4):
+        try:
+            await daemon.steps.run(
+                await claim_job(daemon), "cutout", provider="painter", identity=(str(number),),
+                estimate_usd=Decimal(0), call=Provider().call, rate_cost=4,
+            )  # fmt: skip
+        except Retry:
+            continue
+        paid += 1
+
+    assert 2 == paid
+
+
+async def test_a_cold_lane_has_few_calls_in_flight(daemon: Daemon) -> None:
+    """An account that refuses slowly must not be asked once for each slot meanwhile."""
+    wide = Lane(daemon.db, replace(FAST, max_in_flight=40), lambda: daemon.worker)
+
+    grants = []
+    with pytest.raises(Retry):
+        for _ in range(6):
+            grants.append(await wide.enter(1.0))
+
+    assert 5 == len(grants)

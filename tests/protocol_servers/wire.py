@@ -85,17 +85,27 @@ class Journal:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self._arrived = asyncio.Event()
+        self._moved = asyncio.Event()
 
     def add(self, call: Call) -> None:
         self.calls.append(call)
-        self._arrived.set()
+        self._moved.set()
+
+    def end(self, call: Call) -> None:
+        call.ended_s = asyncio.get_running_loop().time()
+        self._moved.set()
 
     async def until(self, count: int) -> None:
         """Waits until so many calls have arrived."""
         while len(self.calls) < count:
-            self._arrived.clear()
-            await self._arrived.wait()
+            self._moved.clear()
+            await self._moved.wait()
+
+    async def until_ended(self, count: int) -> None:
+        """Waits until so many calls have ended, well or not."""
+        while sum(call.ended_s > 0 for call in self.calls) < count:
+            self._moved.clear()
+            await self._moved.wait()
 
     @property
     def billed(self) -> list[Call]:
@@ -202,7 +212,7 @@ class ProtocolServer:
         try:
             yield
         finally:
-            call.ended_s = asyncio.get_running_loop().time()
+            self.journal.end(call)
 
     async def serve(self, request: web.Request, *, work: Any) -> web.StreamResponse:
         """One call: journal it, read it by `work(request, call)`, send its answer or the scripted fault."""
@@ -215,6 +225,8 @@ class ProtocolServer:
                 answer = await work(request, call)
             except Refusal as refusal:
                 return await self._refuse(request, call, refusal.fault, refusal.message)
+            except ConnectionError:  # the client died while it was sending
+                return self._hang_up(request)
             wait_s = fault.delay_s if fault is not None and fault.delay_s else self.latency_s
             await self._wait(wait_s)
             if fault is not None and fault.status != 200:
