@@ -17,10 +17,14 @@ from aiohttp import web
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from daemon.api.auth import BearerAuthenticator
 from daemon.errors import Misconfigured, Unauthenticated, Unavailable
 from daemon.jwks import KeySet, read_key_set
+from daemon.read_tokens import ReadTokens
 from daemon.settings import Auth
+from daemon.tokens import ServiceKeys
 from daemon.user_tokens import UserTokens
+from tests.api.application import Api
 
 ISSUER = "https://id.example/auth/v1"
 AUDIENCE = "authenticated"
@@ -215,6 +219,33 @@ async def test_abused_token_is_refused(users: UserTokens, make: Callable[[], str
 
     assert refused.value.code == "token_invalid"
     assert refused.value.__cause__ is None
+
+
+async def test_abused_token_is_a_401_over_the_wire(
+    api: Api, users: UserTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same table against the server. What does not fit a header is refused before anybody looks at it."""
+    db = api.deps.db
+    authenticator = BearerAuthenticator(
+        keys=ServiceKeys(db, first_key=None), users=users, read_tokens=ReadTokens(db), failed_logins_per_minute=10_000
+    )  # fmt: skip
+    monkeypatch.setattr(api.keys, "authenticate", authenticator.authenticate)
+    good = await _status(api.url, sign())
+
+    found = {name: await _status(api.url, make()) for name, make in ABUSES.items()}
+
+    assert 200 == good
+    assert {name: 400 if name.startswith("1 MB") else 401 for name in ABUSES} == found
+
+
+async def _status(url: str, token: str) -> int:
+    """The status of a list of jobs with this token; any bytes may stand in it."""
+    reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
+    head = b"GET /v1/jobs HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer "
+    writer.write(head + token.encode("utf-8", "surrogateescape") + b"\r\n\r\n")
+    line = await reader.readline()
+    writer.close()
+    return int(line.split()[1])
 
 
 async def test_key_urls_in_a_token_are_never_asked(
