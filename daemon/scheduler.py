@@ -28,6 +28,9 @@ from time import monotonic
 MAX_HEADERS = 200_000
 """Pending jobs held in memory over all users; beyond a user's share they stay in the database alone."""
 
+JITTER_S = 0.3
+"""Two reads may differ by so much about when jobs became ready."""
+
 MIN_SHARE = 64
 """Headers that each user may always hold."""
 
@@ -244,6 +247,8 @@ class Scheduler:
         share = max(MIN_SHARE, MAX_HEADERS // len(self.users))
         ready_at = self._clock() - age_s
         score = ready_at - priority * self._step_s
+        if backlog.row and 0 < backlog.row[-1][0] - score < JITTER_S:
+            score = backlog.row[-1][0]  # the same moment, read twice: in the order of fences
         owner = (kind, user_id)
         before = user.size
         for fence in fences:
