@@ -15,7 +15,6 @@ swallows its cancellation loses its slot after 10 s: its fence is raised, so it 
 from __future__ import annotations
 
 import asyncio
-import io
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -503,11 +502,9 @@ class Workers:
 
     def _abandon(self, running: Running, after_s: float, ended: Ended | None) -> None:
         """A handler swallowed its cancellation: end its job without it. Its task may never end."""
-        stack = io.StringIO()
-        running.task.print_stack(file=stack)
         log.error(
             "job.cancel_ignored", job_id=running.job.id, kind=running.job.kind, after_s=after_s,
-            stack=stack.getvalue(),
+            stack=_describe_stack(running.task),
         )  # fmt: skip
         del self.running[running.job.fence]
         self.stubborn.add(running.task)
@@ -652,3 +649,13 @@ class Workers:
     def held_ids(self) -> list[UUID]:
         """The jobs in this process's hands."""
         return [r.job.id for r in self.running.values()] + [job.id for job in self._todo]
+
+
+def _describe_stack(task: asyncio.Task[Any]) -> str:
+    """Where a suspended task stands, outermost first; its own get_stack() shows one frame only."""
+    frames: list[str] = []
+    at: Any = task.get_coro()
+    while (frame := getattr(at, "cr_frame", None) or getattr(at, "ag_frame", None)) is not None:
+        frames.append(f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}")
+        at = getattr(at, "cr_await", None) or getattr(at, "ag_await", None)
+    return "\n".join(frames)

@@ -53,6 +53,9 @@ begin
         cancel_requested = false, run_at = null, expires_at = null, started_at = null, finished_at = null, error = null,
         result = null
     where s.id = target.id;
+    update listingd.job_states as s
+    set open_children = s.open_children + 1, version = s.version + 1
+    where s.id = target.parent_id and s.state = 'waiting';
     perform pg_notify('listingd_jobs', '');
     return query select s.id, s.state, true from listingd.job_states as s where s.id = target.id;
 end

@@ -1,0 +1,182 @@
+"""Races between statements, each forced into its bad order by a transaction that is held open."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from daemon.db import Database
+from daemon.jobs import State, new_id
+from daemon.queue import Ended, Queue
+from tests.support import eventually
+
+
+class Bench:
+    """A queue, a worker, two sessions and one that watches."""
+
+    def __init__(self, db: Database, sessions: list[asyncpg.Connection], worker: int) -> None:
+        self.db, self.worker = db, worker
+        self.first, self.second = sessions
+        self.queue = Queue(db)
+
+    async def run(self, kind: str = "pack") -> tuple[UUID, int]:
+        """A job in the worker's hands; its fence."""
+        job = await self.db.pool.fetchval("select listingd.enqueue_job($1)", kind)
+        fence = await self.db.pool.fetchval("select fence from listingd.job_states where id = $1", job)
+        await self.queue.flush(self.first, [], self.worker, [fence])
+        return job, fence
+
+    async def state(self, job: UUID) -> Any:
+        return await self.db.pool.fetchrow("select * from listingd.job_states where id = $1", job)
+
+    async def waits_for_a_lock(self, session: asyncpg.Connection) -> None:
+        pid = session.get_server_pid()
+
+        async def waiting() -> bool:
+            return bool(await self.db.pool.fetchval("select cardinality(pg_blocking_pids($1)) > 0", pid))
+
+        await eventually(waiting)
+
+
+@pytest.fixture
+async def bench(db: Database) -> AsyncIterator[Bench]:
+    row = await db.fetchrow("start_worker", "test", 600.0, ["ping"], 4, "{}")
+    assert row is not None
+    sessions = [await db.dedicated_connection("test") for _ in range(2)]
+    yield Bench(db, sessions, row["id"])
+    for session in sessions:
+        session.terminate()
+
+
+def spawn(*slots: str) -> str:
+    return json.dumps([{"id": str(new_id()), "kind": "ping", "slot": slot, "input": {}} for slot in slots])
+
+
+async def test_a_child_that_ends_while_its_parent_fans_out_again_is_counted(bench: Bench) -> None:
+    """A parent that runs again finds a child still open. While its statement is being committed that child ends:
+    counted by neither, the parent would wait for ever.
+    """
+    parent, fence = await bench.run()
+    await bench.db.fetch("fan_out", fence, bench.worker, spawn("main"))
+    child = await bench.db.pool.fetchrow("select * from listingd.job_states where parent_id = $1", parent)
+    await bench.queue.flush(bench.first, [], bench.worker, [child["fence"]])
+    await bench.db.pool.execute(
+        "update listingd.job_states set state = 'processing', worker = $2, open_children = 0 where id = $1",
+        parent,
+        bench.worker,
+    )
+    again = (await bench.state(parent))["fence"]
+
+    transaction = bench.first.transaction()
+    await transaction.start()
+    await bench.first.fetch(bench.db.sql["fan_out"], again, bench.worker, spawn("main"))
+    ending = asyncio.ensure_future(
+        bench.queue.flush(bench.second, [Ended(child["fence"], State.COMPLETED)], bench.worker, [])
+    )
+    await bench.waits_for_a_lock(bench.second)
+    await transaction.commit()
+    done = await ending
+
+    assert [parent] == [
+        (await bench.db.pool.fetchval("select id from listingd.job_states where fence = $1", row.fence))
+        for row in done.ready
+    ]
+    assert ("pending", 0) == ((row := await bench.state(parent))["state"], row["open_children"])
+
+
+async def test_a_cancel_that_meets_a_fan_out_reaches_the_children(bench: Bench) -> None:
+    parent, fence = await bench.run()
+
+    transaction = bench.first.transaction()
+    await transaction.start()
+    await bench.first.fetch(bench.db.sql["fan_out"], fence, bench.worker, spawn("main", "angle"))
+    cancelling = asyncio.ensure_future(bench.second.fetch(bench.db.sql["cancel_job"], parent, None))
+    await bench.waits_for_a_lock(bench.second)
+    await transaction.commit()
+    await cancelling
+
+    states = await bench.db.pool.fetch("select distinct state from listingd.job_states")
+    assert ["cancelled"] == [row["state"] for row in states]
+
+
+async def test_a_cancelled_parent_fans_out_no_more(bench: Bench) -> None:
+    parent, fence = await bench.run()
+    await bench.queue.cancel(parent)
+
+    assert await bench.queue.fan_out(fence, bench.worker, json.loads(spawn("main"))) is None
+    assert 1 == await bench.db.pool.fetchval("select count(*) from listingd.jobs")
+
+
+@pytest.mark.parametrize("gives_back", [0, 1])
+async def test_a_cancel_is_not_forgotten_when_the_attempt_is_to_be_repeated(
+    bench: Bench, gives_back: int
+) -> None:
+    """The worker had not heard of it yet."""
+    job, fence = await bench.run("ping")
+    await bench.queue.cancel(job)
+
+    done = await bench.queue.flush(
+        bench.first, [Ended(fence, State.PENDING, None, '{"code": "x"}', 5.0, gives_back)], bench.worker, []
+    )
+
+    row = await bench.state(job)
+    assert ("cancelled", "cancelled") == (row["state"], json.loads(row["error"])["code"])
+    assert row["finished_at"] is not None
+    assert [] == done.ready
+
+
+async def test_a_cancel_is_not_forgotten_by_a_worker_in_another_language(bench: Bench) -> None:
+    job, fence = await bench.run("ping")
+    await bench.queue.cancel(job)
+
+    await bench.db.pool.execute("select listingd.mark_job_failed($1, 'x', 'X.')", fence)
+
+    assert "cancelled" == (await bench.state(job))["state"]
+
+
+async def test_a_child_retried_alone_is_waited_for(bench: Bench) -> None:
+    """Its parent still waits for a sister: it must be released after both, once."""
+    parent, fence = await bench.run()
+    await bench.db.fetch("fan_out", fence, bench.worker, spawn("main", "angle"))
+    children = await bench.db.pool.fetch(
+        "select id, fence from listingd.job_states where parent_id = $1", parent
+    )
+    fences = [child["fence"] for child in children]
+    await bench.queue.flush(bench.first, [], bench.worker, fences)
+    await bench.queue.flush(bench.first, [Ended(fences[0], State.FAILED)], bench.worker, [])
+
+    await bench.queue.retry(children[0]["id"])
+    assert ("waiting", 2) == ((row := await bench.state(parent))["state"], row["open_children"])
+    await bench.queue.flush(bench.first, [Ended(fences[1], State.COMPLETED)], bench.worker, [])
+    assert "waiting" == (await bench.state(parent))["state"]
+    again = (await bench.state(children[0]["id"]))["fence"]
+    await bench.queue.flush(bench.first, [], bench.worker, [again])
+    done = await bench.queue.flush(bench.first, [Ended(again, State.COMPLETED)], bench.worker, [])
+
+    assert 1 == len(done.ready)
+    assert "pending" == (await bench.state(parent))["state"]
+
+
+async def test_an_end_that_comes_with_the_rescue_counts_once(bench: Bench) -> None:
+    """The worker's lease ran out, and its last word arrives while the rescue is being committed."""
+    job, fence = await bench.run("ping")
+    await bench.db.pool.execute("update listingd.workers set lease_until = now() - interval '1 s'")
+
+    transaction = bench.first.transaction()
+    await transaction.start()
+    await bench.first.fetch("select * from listingd.rescue_jobs(9, null, 0)")
+    ending = asyncio.ensure_future(
+        bench.queue.flush(bench.second, [Ended(fence, State.COMPLETED)], bench.worker, [])
+    )
+    await bench.waits_for_a_lock(bench.second)
+    await transaction.commit()
+    done = await ending
+
+    assert [fence] == done.lost
+    assert ("pending", 1) == ((row := await bench.state(job))["state"], row["rescues"])
