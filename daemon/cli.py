@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -42,8 +43,13 @@ def serve(config: Path | None, host: str | None, port: int | None) -> None:
     from daemon import logs, service
 
     writer = logs.configure(settings)
+
+    def leave() -> None:
+        writer.close()
+        os._exit(0)
+
     try:
-        run_async(service.serve(settings))
+        run_async(service.serve(settings, leave=leave))
     finally:
         writer.close()
 

@@ -125,6 +125,7 @@ class Service:
     url: str = ""
     stopping: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    leave: Callable[[], None] | None = None  # ends the process without waiting for tasks that refuse to end
 
     async def readiness(self) -> Readiness:
         """Ready when every component is "ok"; a dead listener is only told: polling goes on."""
@@ -295,6 +296,9 @@ async def _drain(service: Service) -> None:
     await service.workers.flush_rest()
     service.ended.set()
     log.info("service.stopped", uptime_s=round(time.monotonic() - began, 3), released=cut)
+    if service.workers.stubborn and service.leave is not None:
+        await _end_lease(service.lease)
+        service.leave()
 
 
 async def _end_lease(lease: Lease) -> None:
@@ -319,11 +323,15 @@ def _calm_collector() -> None:
     gc.set_threshold(5_000, 20, 100)
 
 
-async def serve(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT; a second signal ends the soft wait at once."""
+async def serve(settings: Settings, *, leave: Callable[[], None] | None = None) -> None:
+    """Run until SIGTERM or SIGINT; a second signal ends the soft wait at once.
+
+    leave: called when all is handed back but a handler swallows its cancellation and will never end.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     async with run_service(settings) as service:
+        service.leave = leave
         _calm_collector()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
@@ -336,4 +344,4 @@ async def serve(settings: Settings) -> None:
             except TimeoutError:
                 sdnotify.notify("WATCHDOG=1")
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+            loop.add_signal_handler(number, service.workers.hurry)

@@ -624,6 +624,10 @@ class Workers:
             self._abandon(running, hard_s, outcomes.interrupted(running.job))
         return cut
 
+    def hurry(self) -> None:
+        """End the wait of the stop that is under way."""
+        self._empty.set()
+
     async def _wait_until_empty(self, within_s: float) -> None:
         self._empty.clear()
         if self.running:
