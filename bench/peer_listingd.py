@@ -1,7 +1,7 @@
 # venv=listingd
 """listingd as one more contestant of the shared queue benchmark: the whole daemon, HTTP listener on, with the
-handler of kind `ping` wrapped so that it calls hit(i) at its start. bench/run.py copies it to the harness's
-peers/listingd.py. LISTINGD_BENCH_ROOT names this checkout."""
+handler of kind `ping` wrapped so that it calls hit(i) at its start. `python -m bench` runs it where it lies; for the shared
+driver copy it to peers/listingd.py. LISTINGD_BENCH_ROOT names this checkout."""
 
 import asyncio
 import json
@@ -9,15 +9,18 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from typing import Any, ClassVar
 
 sys.path.insert(0, os.environ["LISTINGD_BENCH_ROOT"])
-from benchlib import DSN, Peer, main, opt
+from benchlib import DSN, Peer, emit, main, opt
 
 PORT = opt("port", 8787)
 KEY = "bench-" + "k" * 40
 WORKERS = opt("workers", 500)
 HOW = opt("enqueue", "sql")  # --opt '{"enqueue":"http"}' measures the HTTP door
+USERS = opt("users", 1)
+TRACE = os.environ.get("BENCH_TRACE") == "1"
 
 
 def make_settings(**kw: Any) -> Any:
@@ -30,6 +33,20 @@ def make_settings(**kw: Any) -> Any:
     )  # fmt: skip
 
 
+def tell_claims(queue: Any) -> None:
+    """Tell the driver how long each statement took that claimed something: `@@S nanoseconds`."""
+    flush = queue.flush
+
+    async def timed(*arguments: Any) -> Any:
+        began = time.monotonic_ns()
+        done = await flush(*arguments)
+        if done.claimed:
+            emit("S", time.monotonic_ns() - began)
+        return done
+
+    queue.flush = timed
+
+
 class Listingd(Peer):
     name = "listingd"
     dists = ("asyncpg", "aiohttp", "uvloop")
@@ -37,7 +54,7 @@ class Listingd(Peer):
     bulk_chunk = opt("chunk", 5000 if HOW == "sql" else 1000)
     sql_unfinished = (
         "select exists(select from listingd.job_states s where s.state in ('pending', 'processing', 'waiting')"
-        " and s.fence >= (select f.last_value - 30000 from listingd.fences f))"
+        " and s.kind = 'ping' and s.run_at is null and s.fence >= (select f.last_value - 30000 from listingd.fences f))"
     )
     sql_finished = "select count(*) from listingd.job_states where state = 'completed'"
     sql_seed = (
@@ -54,6 +71,8 @@ class Listingd(Peer):
             " select t.id, s.kind, s.user_id, s.state, s.version, s.attempt, s.started_at, s.finished_at, s.result"
             " from seed t join listingd.job_states s on s.id = t.old"
         ),
+        # a daemon that has run for so long has raised its mark
+        "update listingd.queue_mark set fence = (select f.last_value from listingd.fences f)",
         "drop table seed",
     )
 
@@ -69,7 +88,7 @@ class Listingd(Peer):
 
             self.connection = await asyncpg.connect(DSN)
             return
-        import aiohttp
+        from bench.http_api import Client
 
         if not await self.is_up():
             self.api = await asyncio.create_subprocess_exec(
@@ -77,9 +96,7 @@ class Listingd(Peer):
             )
         while not await self.is_up():  # noqa: ASYNC110 -- another process's state: there is nothing to wait on
             await asyncio.sleep(0.05)
-        self.session = aiohttp.ClientSession(
-            f"http://127.0.0.1:{PORT}", headers={"Authorization": f"Bearer {KEY}"}
-        )
+        self.client = await Client(f"http://127.0.0.1:{PORT}", KEY).open()
 
     async def is_up(self) -> bool:
         try:
@@ -93,7 +110,7 @@ class Listingd(Peer):
         if HOW == "sql":
             await self.connection.close()
             return
-        await self.session.close()
+        self.client.writer.close()
         if self.api is not None:
             self.api.terminate()
             await self.api.wait()
@@ -104,18 +121,17 @@ class Listingd(Peer):
                 "select listingd.enqueue_job($1, $2::jsonb)", "ping", json.dumps({"echo": i})
             )
             return
-        async with self.session.post("/v1/jobs", json={"kind": "ping", "input": {"echo": i}}) as answer:
-            assert answer.status in (200, 201, 202), await answer.text()
-            await answer.read()
+        await self.client.call("POST", "/v1/jobs", {"kind": "ping", "input": {"echo": i}})
+
+    def name_user(self, i: int) -> dict[str, str]:
+        return {"user_id": f"user-{i % USERS}"} if USERS > 1 else {}
 
     async def many(self, ids: Any) -> None:
-        jobs = [{"kind": "ping", "input": {"echo": i}} for i in ids]
+        jobs = [{"kind": "ping", "input": {"echo": i}} | self.name_user(i) for i in ids]
         if HOW == "sql":
             await self.connection.fetch("select listingd.enqueue_jobs($1::jsonb)", json.dumps(jobs))
             return
-        async with self.session.post("/v1/jobs/batch", json={"jobs": jobs}) as answer:
-            assert answer.status < 300, await answer.text()
-            await answer.read()
+        await self.client.call("POST", "/v1/jobs/batch", {"jobs": jobs})
 
     async def work(self, hit: Any) -> None:
         from daemon import handlers, logs, service
@@ -132,7 +148,9 @@ class Listingd(Peer):
         writer = logs.configure(settings)
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-        async with service.run_service(settings):
+        async with service.run_service(settings) as running:
+            if TRACE:
+                tell_claims(running.queue)
             await stop.wait()
         writer.close()
 

@@ -1,0 +1,1 @@
+"""Measurements: `python -m bench` compares listingd with other queues; the scripts beside it stand alone."""
