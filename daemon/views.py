@@ -136,7 +136,7 @@ class Views:
         """
         if not job_ids:
             return []
-        rows = await self._db.fetch_as(user_id, "read_jobs", job_ids, user_id, position)
+        rows = await self._db.fetch_as(user_id, "read_jobs", job_ids, user_id, position, self._base_url)
         return [self._job(row) for row in rows]
 
     async def read_versions(self, job_ids: Sequence[UUID]) -> dict[UUID, int]:

@@ -254,13 +254,20 @@ class JobError(BaseModel):
     attempts: list[dict[str, Any]] = []
 
 
+class ItemAsset(Answer):
+    """The picture of an item; `assets` of the job has the rest."""
+
+    id: UUID
+    url: str
+
+
 class Item(Answer):
     id: UUID
     slot: str | None
     state: StateName
     progress: dict[str, Any] | None
     error: dict[str, Any] | None
-    asset_id: UUID | None
+    asset: ItemAsset | None
 
 
 class Cost(Answer):

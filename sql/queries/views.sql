@@ -2,7 +2,8 @@
 -- The jobs as the API shows them, in the order asked; no row for an unknown id, somebody else's, or a webhook's
 -- delivery, which is shown in the log of deliveries alone.
 -- A parent's version counts its children's changes too. $1 ids, $2 user_id or null for any,
--- $3 position: whether to count the pending jobs before each pending one (null beyond the nearest 1000 rows)
+-- $3 position: whether to count the pending jobs before each pending one (null beyond the nearest 1000 rows),
+-- $4 what links begin with
 -- `any(c.family)`, and not an expression: behind row level security only plain columns may look into an index.
 select
     j.id, j.kind, s.state, j.user_id, j.project_id, j.parent_id, j.slot, j.priority, s.attempt, j.max_attempts,
@@ -28,8 +29,8 @@ cross join lateral (
         json_agg(
             json_build_object(
                 'id', k.id, 'slot', k.slot, 'state', ks.state, 'progress', ks.progress, 'error', ks.error,
-                'asset_id', (
-                    select x.id
+                'asset', (
+                    select json_build_object('id', x.id, 'url', $4::text || '/v1/assets/' || x.id)
                     from listingd.assets as x
                     where x.job_id = k.id and x.role = 'image'
                     order by x.version desc

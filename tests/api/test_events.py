@@ -146,6 +146,8 @@ async def test_parents_stream_shows_its_children(api: Api) -> None:
     )
     assert ("progress", 3) == (moved[0], moved[1]["items"][0]["progress"]["done"])
     assert ("asset", str(child)) == (asset[0], asset[1]["job_id"])
+    _, shown, _ = await api.call("GET", f"/v1/jobs/{job['id']}")
+    assert {"id": asset[1]["id"], "url": asset[1]["url"]} == shown["items"][0]["asset"]
 
 
 async def test_erased_job_ends_its_stream(api: Api) -> None:
