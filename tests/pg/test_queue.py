@@ -111,7 +111,7 @@ async def test_a_stale_worker_writes_nothing(desk: Desk) -> None:
     ended = await desk.flush(Ended(fence, State.COMPLETED, "1"), worker=stale)
     progress = await desk.queue.report_progress({fence: {"done": 1}}, stale)
     asset = await desk.db.fetchval(
-        "save_asset", fence, stale, new_id(), None, "image", "image/png", 1, 1, 1, "0" * 64, None, "[]", False, "", False
+        "save_asset", fence, stale, new_id(), None, "image", "image/png", 1, 1, 1, "0" * 64, None, "[]", False, "", ""
     )  # fmt: skip
     document = await desk.db.fetchval("save_aplus_content", fence, stale, new_id(), "en-US", "{}")
 
