@@ -49,6 +49,7 @@ async def _make_document(settings: Settings) -> dict[str, Any]:
         settings=settings, db=db, queue=Queue(db), views=Views(db), changes=Changes(),
         storage=await open_storage(settings.model_copy(update={"storage_url": "memory://"})),
         admission=Admission(db, Ledger(db, settings.budgets), providers, open_jobs_per_user=1),
+        steer=_nothing,
         explainer=Explainer(db, Scheduler(()), Durations(), free_slots=lambda: 0),
         authenticator=_Nobody(), readiness=_is_not_ready, is_draining=lambda: True,
     )  # fmt: skip
@@ -56,6 +57,10 @@ async def _make_document(settings: Settings) -> dict[str, Any]:
     table = http.build_app(deps, more)[http.ROUTES]
     url = settings.http.public_url or "/"
     return openapi.make_document(table, version=system.read_version(), url=url)
+
+
+async def _nothing() -> None:
+    """Nothing runs that could be steered."""
 
 
 class _Nobody:

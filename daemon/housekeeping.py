@@ -1,4 +1,4 @@
-"""What keeps the queue healthy besides running jobs: rescue, expiry, settings kept in tables, retention.
+"""What keeps the queue healthy besides running jobs: rescue, expiry, retention.
 
 A part of the daemon's loop, never a job: a full or paused queue must not stop it.
 """
@@ -6,20 +6,25 @@ A part of the daemon's loop, never a job: a full or paused queue must not stop i
 from __future__ import annotations
 
 import asyncio
+import random
+from collections.abc import Iterable
 from uuid import UUID
 
 from daemon import db as database
 from daemon import logs, metrics
 from daemon.changes import Changes
 from daemon.feeder import Feeder
+from daemon.lanes import Lanes
 from daemon.lease import Lease
+from daemon.ledger import sweep_orphans
 from daemon.queue import Queue
-from daemon.scheduler import Scheduler
 from daemon.settings import Settings
 from daemon.storage import Storage
 from daemon.workers import Workers
 
 DAY_S = 86_400.0
+FILE_AGE_S = 3600.0
+"""A file without an owner that was stored so lately may be about to get one."""
 
 log = logs.get_logger()
 
@@ -32,27 +37,26 @@ class Housekeeper:
         *,
         db: database.Database,
         queue: Queue,
-        scheduler: Scheduler,
         workers: Workers,
         feeder: Feeder,
         lease: Lease,
         changes: Changes,
+        lanes: Lanes,
         storage: Storage,
         settings: Settings,
     ) -> None:
         self._db = db
         self._queue = queue
-        self._scheduler = scheduler
         self._workers = workers
         self._feeder = feeder
         self._lease = lease
         self._changes = changes
+        self._lanes = lanes
         self._storage = storage
         self._settings = settings
-        self.live_workers = 1
 
     async def run(self) -> None:
-        """Rescue, expire and read the tables' settings at every heartbeat. Errors: Unavailable."""
+        """Rescue and expire at every heartbeat. Errors: Unavailable."""
         while True:
             if self._lease.gone and not self._workers.running:
                 await (
@@ -60,7 +64,6 @@ class Housekeeper:
                 )  # declared dead while we were stopped: begin anew, with nothing in hand
             await self.rescue()
             await self._expire()
-            await self._read_settings()
             await asyncio.sleep(self._settings.heartbeat_s)
 
     async def rescue(self) -> None:
@@ -85,6 +88,7 @@ class Housekeeper:
         if rows:
             self._changes.mark([row["id"] for row in rows])
             self._feeder.look()
+            self._workers.hint_room()  # the dead hold no places in limited kinds any more
 
     async def _expire(self) -> None:
         expired = await self._queue.expire()
@@ -93,37 +97,35 @@ class Housekeeper:
         if expired:
             self._changes.mark(expired)
 
-    async def _read_settings(self) -> None:
-        live = await self._db.fetch("read_live_workers")
-        self.live_workers = len(live)
-        self._queue.rivals = any(row["id"] != self._lease.worker_id for row in live)
-        limits = dict(self._settings.queue.kind_limits)
-        paused: set[str] = set()
-        for row in await self._db.fetch("read_queues"):
-            if row["concurrency"] is not None:
-                limits[row["kind"]] = row["concurrency"]
-            if row["paused"]:
-                paused.add(row["kind"])
-        for kind in self._scheduler.kinds:
-            self._scheduler.configure_kind(kind, limit=limits.get(kind), paused=kind in paused)
-        shares = await self._db.fetch("read_user_shares")
-        self._scheduler.configure_users(
-            {row["user_id"]: row["weight"] for row in shares},
-            frozenset(row["user_id"] for row in shares if row["paused"]),
-        )
-        self._workers.wake()
-
     async def run_retention(self) -> None:
         """Erase what is older than the settings allow, in small batches with pauses. For ever."""
         retention = self._settings.retention
+        loop = asyncio.get_running_loop()
+        # Some hour of the day: it lists the whole store, and daemons that start together need not do it together.
+        sweep_at = loop.time() + random.uniform(FILE_AGE_S, DAY_S)
         while True:
             await asyncio.sleep(retention.interval_s)
-            await self._prune(["completed"], retention.completed_days * DAY_S)
-            await self._prune(["failed", "cancelled"], retention.failed_days * DAY_S)
-            await self._db.fetch("prune_idempotency_keys", DAY_S, retention.batch_size)
-            await self._db.fetch("prune_workers")
+            await self.retain()
+            if loop.time() >= sweep_at:
+                sweep_at += DAY_S
+                files, size_bytes = await sweep_orphans(self._db, self._storage)
+                if files:
+                    log.info("storage.swept", count=files, bytes=size_bytes)
 
-    async def _prune(self, states: list[str], age_s: float) -> None:
+    async def retain(self) -> None:
+        """One round. Errors: Unavailable."""
+        retention = self._settings.retention
+        size = retention.batch_size
+        await self._prune_jobs(["completed"], retention.completed_days * DAY_S)
+        await self._prune_jobs(["failed", "cancelled"], retention.failed_days * DAY_S)
+        if retention.assets_days is not None:
+            await self._prune_files("prune_assets", retention.assets_days * DAY_S)
+        await self._prune_files("prune_uploads", retention.uploads_days * DAY_S)
+        await self._db.fetch("prune_idempotency_keys", DAY_S, size)
+        await self._db.fetch("prune_workers")
+        await self._lanes.prune()
+
+    async def _prune_jobs(self, states: list[str], age_s: float) -> None:
         after: UUID | None = None
         erased = 0
         while True:
@@ -132,12 +134,25 @@ class Housekeeper:
             )
             assert row is not None  # the function returns one row
             erased += row["jobs"]
-            for sha256 in row["sha256s"] or ():
-                if not await self._db.fetchval("is_file_used", sha256):
-                    await self._storage.delete(sha256)
+            await self._delete_files(row["sha256s"] or ())
             after = row["last_id"]
             if after is None:
                 break
             await asyncio.sleep(0.05)  # leave the disk to the queue between batches
         if erased:
             log.info("job.pruned", count=erased)
+
+    async def _prune_files(self, statement: str, age_s: float) -> None:
+        """Rows of assets or uploads that are too old, with their files."""
+        while rows := await self._db.fetch(statement, age_s, self._settings.retention.batch_size):
+            await self._delete_files(row["sha256"] for row in rows)
+            await asyncio.sleep(0.05)
+
+    async def _delete_files(self, sha256s: Iterable[str]) -> None:
+        """Those that nothing names any more; what is missed here the sweep finds."""
+        candidates = sorted(set(sha256s))
+        if candidates:
+            owned = {row["sha256"] for row in await self._db.fetch("find_owned", candidates)}
+            for sha256 in candidates:
+                if sha256 not in owned:
+                    await self._storage.delete_older_than(sha256, FILE_AGE_S)

@@ -25,6 +25,7 @@ from daemon.api import (
     jobs,
     openapi,
     projects,
+    steering,
     system,
     tokens,
     uploads,
@@ -57,6 +58,7 @@ def list_operator_routes(deps: ApiDeps, keys: ServiceKeys, providers: Providers)
         *webhooks.routes(deps),
         *usage.routes(deps, providers),
         *admin.routes(deps, keys),
+        *steering.routes(deps),
     )
 
 

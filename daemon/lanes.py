@@ -118,8 +118,20 @@ class Lanes:
         return [LaneState(**row) for row in await self._db.fetch("read_lanes")]
 
     async def resume(self, name: str) -> bool:
-        """Open a paused lane by hand; False when it was not paused."""
-        return await self._db.fetchval("resume_lane", name) is not None
+        """Open a paused lane by hand, and let the jobs it sent away come back; False when it was not paused."""
+        if await self._db.fetchval("resume_lane", name) is None:
+            return False
+        await self._db.fetch("recall_parked", name)
+        return True
+
+    async def pause(self, name: str, *, for_s: float, why: str) -> bool:
+        """Close a lane by hand for so many seconds, then a probing call opens it; False for an unknown lane."""
+        return await self._db.fetchval("pause_lane", name, for_s, why) is not None
+
+    def look_again(self) -> None:
+        """An operator may have opened a lane: forget what was heard of it."""
+        for lane in self._lanes.values():
+            lane.look_again()
 
     async def prune(self) -> None:
         """Forget calls in flight of dead processes, and lanes that nobody uses."""
@@ -149,6 +161,9 @@ class Lane:
         causes what leaves it, is learned from; a block without one that never said `turn.heard` has called nothing.
         """
         return Turn(self, price)
+
+    def look_again(self) -> None:
+        self._closed_until = 0.0
 
     async def enter(self, price: float) -> _Grant:
         """Wait for the turn. Errors: Retry."""

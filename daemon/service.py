@@ -53,6 +53,7 @@ from daemon.read_tokens import ReadTokens
 from daemon.scheduler import Scheduler
 from daemon.settings import Settings
 from daemon.settings_sources import find_service_key
+from daemon.steering import Steering
 from daemon.steps import Steps
 from daemon.storage import open_storage
 from daemon.tokens import ServiceKeys
@@ -120,6 +121,7 @@ class Service:
     workers: Workers
     lease: Lease
     listener: Listener
+    steering: Steering
     supervisor: Supervisor
     service_key: str
     url: str = ""
@@ -158,6 +160,7 @@ async def run_service(settings: Settings) -> AsyncIterator[Service]:
             log.info("migrate.applied", number=applied.number, name=applied.name)
         service, app, tasks = await _build(settings, db, stack)
         await service.lease.start()
+        await service.steering.apply()  # before anything can be claimed
         stack.push_async_callback(_end_lease, service.lease)
         background = await stack.enter_async_context(asyncio.TaskGroup())
         running = [
@@ -197,7 +200,9 @@ async def _build(
     """Everything of one process, wired; nothing runs yet. Third: the background tasks by name."""
     changes = Changes()
     durations = Durations()
-    scheduler = Scheduler(HANDLERS.keys() | {"webhook"}, priority_step_s=settings.priority_step_s)
+    scheduler = Scheduler(
+        HANDLERS.keys() | {"webhook"}, priority_step_s=settings.priority_step_s, user_limit=settings.queue.user_limit
+    )  # fmt: skip
     queue = Queue(db)
     lease = Lease(
         db, instance=settings.instance, state_dir=settings.state_dir, lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s,
@@ -228,13 +233,21 @@ async def _build(
     queue.births = workers
     feeder = Feeder(queue, scheduler, poll_s=settings.poll_s, on_ready=workers.wake)
     workers.feeder = feeder
-    listener = Listener(db, {"listingd_jobs": feeder.look, "listingd_cancel": workers.hint_cancel})
+    steering = Steering(
+        db=db, queue=queue, scheduler=scheduler, workers=workers, lease=lease, lanes=lanes, settings=settings
+    )
+    listener = Listener(db, {
+        "listingd_jobs": feeder.look, "listingd_cancel": workers.hint_cancel,
+        "listingd_room": workers.hint_room, "listingd_steer": steering.hint,
+    })  # fmt: skip
     housekeeper = Housekeeper(
-        db=db, queue=queue, scheduler=scheduler, workers=workers, feeder=feeder, lease=lease, changes=changes,
+        db=db, queue=queue, workers=workers, feeder=feeder, lease=lease, changes=changes, lanes=lanes,
         storage=storage, settings=settings,
     )  # fmt: skip
     service_key = find_service_key(settings).get_secret_value()
-    service = Service(settings, db, queue, scheduler, workers, lease, listener, Supervisor(), service_key)
+    service = Service(
+        settings, db, queue, scheduler, workers, lease, listener, steering, Supervisor(), service_key
+    )
     keys = ServiceKeys(db, first_key=service_key)
     users = UserTokens(settings.auth, await _open_key_set(settings, stack))
     read_tokens = ReadTokens(db)
@@ -245,6 +258,7 @@ async def _build(
             keys=keys, users=users, read_tokens=read_tokens,
             failed_logins_per_minute=settings.limits.failed_logins_per_minute,
         ),
+        steer=steering.apply,
         explainer=Explainer(db, scheduler, durations, free_slots=workers.free_slots),
         readiness=service.readiness, is_draining=lambda: service.stopping,
     )  # fmt: skip
@@ -257,6 +271,7 @@ async def _build(
         "watch": workers.run_watch,
         "cancels": workers.run_cancels,
         "progress": workers.run_progress,
+        "steering": steering.run,
         "housekeeping": housekeeper.run,
         "retention": housekeeper.run_retention,
         "late-answers": steps.book_late,

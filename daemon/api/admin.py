@@ -173,6 +173,7 @@ class Admin:
     def __init__(self, deps: ApiDeps, keys: ServiceKeys) -> None:
         self._db = deps.db
         self._http = deps.settings.http
+        self._steer = deps.steer
         self._keys = keys
         self._lanes = Lanes(deps.db, {}, lambda: None)
         self._ledger = Ledger(deps.db, deps.settings.budgets)
@@ -195,6 +196,9 @@ class Admin:
             "concurrency" in asked.model_fields_set,
             asked.concurrency,
         )
+        if asked.concurrency is not None:
+            await self._db.fetch("hold_running_places", kind)
+        await self._steer()
         return json_answer(await self._queue(kind))
 
     async def _queue(self, kind: str) -> dict[str, Any]:
@@ -224,6 +228,7 @@ class Admin:
         if found is None:
             raise no_such("provider")
         await self._lanes.resume(name)
+        await self._steer()
         return web.Response(status=204)
 
     async def list_workers(self, request: web.Request) -> web.Response:

@@ -27,7 +27,7 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class ApiDeps:
-    """readiness: asked by /readyz; is_draining: True from the first moment of a stop on."""
+    """steer: lets this process heed a pause or limit that was just stored; readiness: asked by /readyz; is_draining: True from the first moment of a stop on."""
 
     settings: Settings
     db: Database
@@ -37,6 +37,7 @@ class ApiDeps:
     storage: Storage
     admission: Admission
     explainer: Explainer
+    steer: Callable[[], Awaitable[None]]
     authenticator: Authenticator
     readiness: Callable[[], Awaitable[Readiness]]
     is_draining: Callable[[], bool]

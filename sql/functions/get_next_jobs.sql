@@ -7,6 +7,10 @@ returns table (
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
+    with held as (
+        select array(select q.kind from listingd.queues as q where q.paused_at is not null) as kinds,
+            array(select u.user_id from listingd.user_shares as u where u.paused_at is not null) as users
+    )
     select s.id, s.fence, s.kind, s.user_id, j.project_id, s.priority, s.attempt, s.max_attempts, j.input
     from (
         (
@@ -17,6 +21,8 @@ as $$
                 and n.state = 'pending' and n.run_at is null
                 and (n.expires_at is null or n.expires_at > now())
                 and n.kind = any(kinds)
+                and n.kind <> all((select h.kinds from held as h)::text[])
+                and n.user_id <> all((select h.users from held as h)::text[])
             order by n.fence
             limit max_jobs
         )
@@ -28,6 +34,8 @@ as $$
                 d.run_at <= now() and d.state = 'pending'
                 and (d.expires_at is null or d.expires_at > now())
                 and d.kind = any(kinds)
+                and d.kind <> all((select h.kinds from held as h)::text[])
+                and d.user_id <> all((select h.users from held as h)::text[])
             order by d.run_at
             limit max_jobs
         )

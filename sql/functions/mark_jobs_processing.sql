@@ -10,6 +10,7 @@ as $$
 #variable_conflict use_column
 declare
     own bigint;
+    allowed bigint[];
 begin
     perform pg_advisory_xact_lock(hashtextextended('listingd.worker.' || worker_name, 0));
     update listingd.workers as w
@@ -27,6 +28,16 @@ begin
         )
         returning workers.id into own;
     end if;
+    -- Pauses, and limits over all daemons, hold for workers in every language.
+    allowed := array(
+        select s.fence
+        from listingd.job_states as s
+        where
+            s.fence = any(fences)
+            and not exists (select from listingd.queues as q where q.kind = s.kind and q.paused_at is not null)
+            and not exists (select from listingd.user_shares as u where u.user_id = s.user_id and u.paused_at is not null)
+    );
+    allowed := array(select unnest(allowed) except select p.fence from listingd.take_places(own, allowed) as p (fence));
     return query
     with claimed as (
         update listingd.job_states as s
@@ -35,7 +46,7 @@ begin
         where s.fence = any(array(
             select c.fence
             from listingd.job_states as c
-            where c.fence = any(fences) and c.state = 'pending' and (c.run_at is null or c.run_at <= now())
+            where c.fence = any(allowed) and c.state = 'pending' and (c.run_at is null or c.run_at <= now())
             order by c.fence
             for update skip locked
         ))
@@ -45,6 +56,12 @@ begin
     from claimed as c
     join listingd.jobs as j on j.id = c.id
     order by c.fence;
+    delete from listingd.kind_places as p
+    where
+        p.worker = own and p.fence = any(allowed)
+        and not exists (
+            select from listingd.job_states as s where s.fence = p.fence and s.worker = own and s.state = 'processing'
+        );
 end
 $$;
 comment on function listingd.mark_jobs_processing(text, bigint[], float8) is

@@ -92,4 +92,4 @@ on conflict (kind) do update set
     concurrency = case when $4 then $5::int else q.concurrency end
 returning
     q.kind, q.paused_at is not null as paused, q.paused_why, q.concurrency,
-    pg_notify('listingd_jobs', '') as notified
+    pg_notify('listingd_steer', '') as notified

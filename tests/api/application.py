@@ -36,6 +36,11 @@ from daemon.storage import Storage
 from daemon.tokens import ServiceKeys
 from daemon.views import Views
 
+
+async def nothing() -> None:
+    """No workers run beside the application that could be steered."""
+
+
 SERVICE_KEY = "service-key-of-the-tests-0123456789"
 
 
@@ -155,7 +160,7 @@ async def running_api(settings: Settings, db: Database, storage: Storage) -> Asy
         admission=Admission(
             db, Ledger(db, settings.budgets), providers, open_jobs_per_user=settings.limits.open_jobs_per_user
         ),
-        authenticator=keys, explainer=Explainer(db, Scheduler(["ping", "image"]), Durations(), free_slots=lambda: 4),
+        authenticator=keys, steer=nothing, explainer=Explainer(db, Scheduler(["ping", "image"]), Durations(), free_slots=lambda: 4),
         readiness=readiness, is_draining=lambda: bool(draining),
     )  # fmt: skip
     keys_of_all = ServiceKeys(db, first_key=SERVICE_KEY)

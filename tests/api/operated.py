@@ -30,6 +30,7 @@ from daemon.storage import open_storage
 from daemon.tokens import ServiceKeys
 from daemon.user_tokens import UserTokens
 from daemon.views import Views
+from tests.api.application import nothing
 
 FIRST = "first-key-of-at-least-32-characters!"
 SECRET = "a-shared-secret-of-more-than-32-characters"
@@ -80,7 +81,7 @@ async def operated(settings: Settings, db: Database) -> AsyncIterator[Operated]:
         authenticator=BearerAuthenticator(
             keys=keys, users=UserTokens(AUTH, None), read_tokens=ReadTokens(db), failed_logins_per_minute=1000
         ),
-        explainer=Explainer(db, Scheduler(["ping", "image"]), Durations(), free_slots=lambda: 4),
+        steer=nothing, explainer=Explainer(db, Scheduler(["ping", "image"]), Durations(), free_slots=lambda: 4),
         readiness=readiness, is_draining=lambda: False,
     )  # fmt: skip
     app = build_app(deps, list_operator_routes(deps, keys, providers))

@@ -1,0 +1,78 @@
+-- Reserves places for jobs about to be claimed whose kind has a limit over all daemons (queues.concurrency).
+-- Returns the fences that must wait because their kind is full; all others may be claimed, in a statement of its own,
+-- by the same worker while it lives. ended: fences whose end is written together with these claims: they hand their
+-- places on. A place is free again by itself once its job is no longer running: nothing leaks when a holder dies.
+create or replace function listingd.take_places(by_worker bigint, wanted bigint[], ended bigint[] default '{}')
+returns setof bigint
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '500ms'
+as $$
+declare
+    of_kind record;
+    most int;
+    room int;
+    held bigint[];
+    handed bigint[];
+    granted bigint[];
+begin
+    for of_kind in
+        select q.kind, array_agg(w.fence order by w.n) as fences
+        from unnest(wanted) with ordinality as w (fence, n)
+        join listingd.job_states as s on s.fence = w.fence and s.state = 'pending'
+        join listingd.queues as q on q.kind = s.kind and q.concurrency is not null
+        group by q.kind
+        order by q.kind
+    loop
+        perform pg_advisory_xact_lock(hashtextextended('listingd.kind.' || of_kind.kind, 0));
+        -- Read after the lock was got: every statement here sees what was committed before it began.
+        select q.concurrency into most from listingd.queues as q where q.kind = of_kind.kind;
+        delete from listingd.kind_places as p
+        where
+            p.kind = of_kind.kind
+            and not exists (
+                select
+                from listingd.job_states as s
+                where
+                    s.fence = p.fence
+                    and (
+                        s.state = 'processing'
+                        or s.state = 'pending' and exists (
+                            -- Its claim may be on its way: no statement outlives the lease by more than 15 s.
+                            select
+                            from listingd.workers as w
+                            where
+                                w.id = p.worker
+                                and (w.stopped_at is null or w.stopped_at > now() - interval '15 seconds')
+                                and w.lease_until > now() - interval '15 seconds'
+                        )
+                    )
+            );
+        select coalesce(array_agg(distinct p.fence), '{}') into held
+        from listingd.kind_places as p
+        where p.kind = of_kind.kind;
+        handed := array(select e.fence from unnest(ended) as e (fence) where e.fence = any(held));
+        room := coalesce(most, 2147483647) - cardinality(held);
+        -- What has a place already, perhaps another worker's, needs no second one: it runs once.
+        granted := array(select f.fence from unnest(of_kind.fences) as f (fence) where f.fence <> all(held));
+        granted := granted[1:greatest(room + cardinality(handed), 0)];
+        delete from listingd.kind_places as p where p.fence = any(handed[1:cardinality(granted) - room]);
+        granted := granted || array(select f.fence from unnest(of_kind.fences) as f (fence) where f.fence = any(held));
+        insert into listingd.kind_places as p (fence, kind, worker)
+        select g.fence, of_kind.kind, by_worker
+        from unnest(granted) as g (fence)
+        on conflict do nothing;
+        return query select f.fence from unnest(of_kind.fences) as f (fence) where f.fence <> all(granted);
+    end loop;
+exception
+    when lock_not_available then  -- a stranger's transaction holds the kind: nothing of it is claimed now
+        return query
+        select s.fence
+        from listingd.job_states as s
+        join listingd.queues as q on q.kind = s.kind and q.concurrency is not null
+        where s.fence = any(wanted);
+end
+$$;
+comment on function listingd.take_places(bigint, bigint[], bigint[]) is
+    'Reserves places in kinds with a limit over all daemons; returns the fences that must wait.';
+revoke all on function listingd.take_places(bigint, bigint[], bigint[]) from public;
