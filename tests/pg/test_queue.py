@@ -402,22 +402,6 @@ async def test_every_statement_is_valid(db: Database) -> None:
                 raise AssertionError(f"{name}: {exc}") from exc
 
 
-async def test_every_function_is_described_closed_and_pinned(db: Database) -> None:
-    """A comment, a search_path, and nothing for PUBLIC: convention 38."""
-    async with db.acquire() as connection:
-        rows = await connection.fetch(
-            """
-            select p.proname, obj_description(p.oid, 'pg_proc') is not null as commented,
-                coalesce(p.proconfig::text like '%search_path%', false) as pinned,
-                has_function_privilege('public', p.oid, 'execute') as open
-            from pg_proc as p where p.pronamespace = 'listingd'::regnamespace
-            """
-        )
-
-    assert rows
-    assert [] == [r["proname"] for r in rows if not r["commented"] or not r["pinned"] or r["open"]]
-
-
 async def test_claim_and_finish_touch_no_index(desk: Desk) -> None:
     """Both are HOT updates as long as the page has room: the shape that makes the queue fast."""
     ids = await desk.create(*(NewJob("ping", {}) for _ in range(100)))

@@ -1,0 +1,115 @@
+"""The SQL functions as apps meet them: named, described, closed, pinned, and the old names on top of the new ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from daemon.db import Database, sql_dir
+
+# With the owner's rights: what an app, a browser's role or a confined read may do and tables would show too much for.
+DEFINERS = {"enqueue_job", "enqueue_jobs", "count_ahead"}
+
+
+@pytest.fixture
+async def connection(db: Database) -> AsyncIterator[asyncpg.Connection]:
+    connection = await db.dedicated_connection("test")
+    yield connection
+    connection.terminate()
+
+
+async def test_every_function_is_described_pinned_and_closed(connection: asyncpg.Connection) -> None:
+    rows = await connection.fetch(
+        """
+        select
+            p.proname as name, p.prosecdef as is_definer, p.proconfig as settings,
+            obj_description(p.oid, 'pg_proc') as comment,
+            has_function_privilege('public', p.oid, 'execute') as is_open,
+            exists (
+                select from unnest(coalesce(p.proargnames, '{}')) as a (name) where a.name = ''
+            ) or cardinality(coalesce(p.proargnames, '{}')) < p.pronargs as has_nameless
+        from pg_proc as p
+        where p.pronamespace = 'listingd'::regnamespace
+        """
+    )
+
+    assert len(rows) > 20
+    for row in rows:
+        assert row["comment"], row["name"]
+        assert "search_path=pg_catalog, pg_temp" in (row["settings"] or ()), row["name"]
+        assert not row["is_open"], row["name"]
+        assert not row["has_nameless"], row["name"]
+    assert {row["name"] for row in rows if row["is_definer"]} == DEFINERS
+
+
+def test_every_function_stands_in_a_file_of_its_name() -> None:
+    for path in (sql_dir() / "functions").glob("*.sql"):
+        made = re.findall(r"create or replace function listingd\.(\w+)", path.read_text())
+        assert [path.stem] == made
+
+
+async def test_no_function_has_two_forms(connection: asyncpg.Connection) -> None:
+    """An overloaded function is ambiguous for callers with named arguments, PostgREST among them."""
+    rows = await connection.fetch(
+        "select p.proname from pg_proc as p where p.pronamespace = 'listingd'::regnamespace group by 1 having count(*) > 1"
+    )
+
+    assert [] == rows
+
+
+async def test_arguments_are_named_and_have_defaults(connection: asyncpg.Connection) -> None:
+    job = await connection.fetchval("select listingd.enqueue_job('ping')")
+    other = await connection.fetchval(
+        "select listingd.enqueue_job(priority => 7, kind => 'ping', tags => null, metadata => null, input => null)"
+    )
+
+    rows = await connection.fetch("select id, priority, tags, input::text from listingd.jobs order by id")
+    assert [(job, 0, [], "{}"), (other, 7, [], "{}")] == [tuple(row) for row in rows]
+
+
+async def test_a_caller_cannot_slip_a_table_under_a_function(connection: asyncpg.Connection) -> None:
+    """A definer function that looked into the caller's search_path would run the caller's code as the owner."""
+    await connection.execute("create temp table jobs (id uuid, kind text)")
+    await connection.execute("create function pg_temp.coalesce_trap() returns int language sql as 'select 1'")
+    await connection.execute("set search_path = pg_temp, listingd")
+
+    await connection.fetchval("select listingd.enqueue_job('ping')")
+
+    assert 0 == await connection.fetchval("select count(*) from pg_temp.jobs")
+    assert 1 == await connection.fetchval("select count(*) from listingd.jobs")
+
+
+async def test_the_old_names_work_one_job_and_are_fenced(connection: asyncpg.Connection) -> None:
+    job = await connection.fetchval("select listingd.enqueue_job('image', user_id => 'u')")
+
+    seen = await connection.fetchrow("select * from listingd.get_next_job()")
+    claimed = await connection.fetchrow("select * from listingd.mark_job_processing($1)", seen["id"])
+    twice = await connection.fetch("select * from listingd.mark_job_processing($1)", seen["id"])
+    await connection.execute("update listingd.workers set lease_until = now()")
+    await connection.execute("select listingd.rescue_jobs(5, null, 0)")
+    second = await connection.fetchrow("select * from listingd.mark_job_processing($1)", job)
+    late = await connection.fetchval("select listingd.mark_job_completed($1, '1')", claimed["fence"])
+    late_failure = await connection.fetchval(
+        "select listingd.mark_job_failed($1, 'late', 'Late.')", claimed["fence"]
+    )
+    done = await connection.fetchval("select listingd.mark_job_completed($1, '2')", second["fence"])
+
+    assert (job, job) == (seen["id"], claimed["id"])
+    assert [] == twice
+    assert second["fence"] > claimed["fence"]
+    assert (None, None, job) == (late, late_failure, done)
+    assert 2 == json.loads(
+        await connection.fetchval("select result from listingd.job_states where id = $1", job)
+    )
+
+
+async def test_a_fence_that_has_passed_claims_nothing(connection: asyncpg.Connection) -> None:
+    job = await connection.fetchval("select listingd.enqueue_job('image')")
+
+    assert [] == await connection.fetch("select * from listingd.mark_job_processing($1, 1000000)", job)
+    assert [] == await connection.fetch("select * from listingd.get_next_job('{pack}')")
+    assert "pending" == await connection.fetchval("select state from listingd.job_states where id = $1", job)
