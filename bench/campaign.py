@@ -26,10 +26,10 @@ class Sizes:
     jobs: int = 20_000
     finished: int = 1_000_000
     pending: int = 200_000
-    enqueue_s: float = 2.0
+    enqueue_s: float = 1.6
     http_s: float = 2.0
-    sustained_s: float = 8.0
-    idle_s: float = 8.0
+    sustained_s: float = 7.0
+    idle_s: float = 4.0
     samples: int = 400
     held_s: float = 30.0
 

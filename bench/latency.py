@@ -15,12 +15,13 @@ from bench.contestants import Contestant
 from bench.processes import Meter, Producer, Worker
 from bench.throughput import ELSEWHERE, TOMORROW, park, seed_finished
 
-PACE_MS = 25
+PACE_MS = 15
+SLOW_PACE_MS = 30
 HELD_RATE = 200  # jobs a second
 
 
 async def pickup(campaign: Campaign) -> None:
-    """An idle worker, single jobs 25 ms apart from another process, until each one's handler starts.
+    """An idle worker, single jobs 15 ms apart (30 for the slow peers) from another process, until each one's handler starts.
 
     p50 … from the answer of the enqueue call (its commit), call_p50 … from the call itself.
     """
@@ -59,10 +60,14 @@ async def pickup(campaign: Campaign) -> None:
             (campaign.listingd, "by SQL"), (by_http, "by HTTP"), *((peer, "") for peer in campaign.fast[1:]),
             *((peer, "") for peer in campaign.slow if number == 0),
         ]:  # fmt: skip
+            slow = contestant in campaign.slow
+            samples, pace_ms = (sizes.samples // 2, SLOW_PACE_MS) if slow else (sizes.samples, PACE_MS)
 
-            async def take_fresh(c: Contestant = contestant) -> Figures:
+            async def take_fresh(
+                c: Contestant = contestant, n: int = samples, ms: float = pace_ms
+            ) -> Figures:
                 async with campaign.fresh(c) as database:
-                    return await measure_pickup(campaign, c, database, sizes.samples, PACE_MS)
+                    return await measure_pickup(campaign, c, database, n, ms)
 
             await campaign.measure("pickup", case, contestant.name, number, take_fresh)
         for case, database in filled.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class Report:
     versions: dict[str, str]
     settings: dict[str, str]
     facts: dict[str, str]
-    jobs: str
+    jobs: int
     warning: str = ""
 
     def find(self, section: str, case: str, contestant: str) -> list[Figures]:
@@ -135,7 +136,14 @@ def _throughput(report: Report) -> str:
             report.cell("wal", "", name, "bytes"), report.cell("wal", "", name, "after_checkpoint_bytes"),
         ]
         for name in _contestants(report, "drain")
+        if name != BARE
     ]  # fmt: skip
+    slow = [
+        f"{report.titles[name]} {report.cell('drain', '', name, 'jobs')}"
+        for name in _contestants(report, "drain")
+        if (report.median("drain", "", name, "jobs") or math.inf) < report.jobs
+    ]
+    less = f" (the slow ones fewer: {', '.join(slow)})" if slow else ""
     bare = [
         [case, report.cell("drain", case, BARE, "jobs_s", spread=True), report.ratio("drain", "", OURS, against=BARE, of_case=case)]
         for case in report.cases("drain", BARE)
@@ -145,9 +153,9 @@ def _throughput(report: Report) -> str:
         "WAL bytes/job", "the same right after a checkpoint",
     ]  # fmt: skip
     text = (
-        f"Drain: {report.jobs} jobs wait, a worker starts; from the first handler's start until the database holds no\n"
-        "unfinished job. Sustained: a producer (100 jobs a call) and the worker together.\n\n"
-        + _table(head, rows)
+        f"Drain: {show(report.jobs)} jobs wait, a worker starts; from the first handler's start until the database holds no\n"
+        f"unfinished job{less}. Sustained: a producer (100 jobs a\n"
+        "call) and the worker together. WAL: from the enqueue to the recorded end.\n\n" + _table(head, rows)
     )
     if bare:
         text += "\n\nHand-written loops without a queue library, beside it:\n\n" + _table(
@@ -308,7 +316,7 @@ def _draw_drain(report: Report) -> Panel:
                 bars.append(Bar(label, value, f"{show(value)}", _role(name), best))
     bars.sort(key=lambda bar: -bar.value)
     return Panel(
-        "Drain, jobs a second", f"{report.jobs} no-op jobs, one worker process; line: best run", bars
+        "Drain, jobs a second", f"{show(report.jobs)} no-op jobs, one worker process; line: best run", bars
     )
 
 

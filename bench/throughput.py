@@ -42,6 +42,7 @@ async def drain_once(campaign: Campaign, contestant: Contestant, database: str, 
     if before is not None and after is not None and after - before != jobs:
         raise RuntimeError(f"{after - before} jobs recorded as finished, not {jobs}")
     return {
+        "jobs": jobs,
         "jobs_s": round(jobs / ((ended_ns - worker.first_ns) / 1e9)),
         "worker_us": round(cost.worker / jobs * 1e6, 1),
         "postgres_us": round(cost.postgres / jobs * 1e6, 1),
@@ -75,8 +76,10 @@ async def full(campaign: Campaign) -> None:
     filled = await _fill(campaign)
     for number in campaign.numbers():
         for contestant in campaign.fast:
+            if contestant.name not in filled:
+                continue
             await _drain_fresh(campaign, "full", "empty", contestant, number)
-            for case, database in filled.get(contestant.name, {}).items():
+            for case, database in filled[contestant.name].items():
                 await campaign.measure(
                     "full", case, contestant.name, number,
                     functools.partial(drain_once, campaign, contestant, database, campaign.sizes.jobs),
@@ -197,7 +200,7 @@ async def enqueue(campaign: Campaign) -> None:
 
             await campaign.measure("enqueue", "one by one", contestant.name, number, take_single)
             await campaign.measure("enqueue", "in bulk", contestant.name, number, take_bulk)
-        if number < 2:
+        if number == 0:
             await enqueue_bare(campaign, number)
 
 

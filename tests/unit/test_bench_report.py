@@ -38,7 +38,7 @@ def make_report() -> Report:
         versions={OURS: "asyncpg 0.32", "graphile": "graphile-worker 0.18"},
         settings={OURS: "workers 500", "graphile": "localQueue 2000"},
         facts={"processor": "<two> cores & more"},
-        jobs="20,000",
+        jobs=20_000,
     )
 
 
