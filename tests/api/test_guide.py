@@ -8,16 +8,19 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from standardwebhooks.webhooks import WebhookVerificationError
 
 from daemon.db import Database
 from daemon.settings import Settings
 from daemon.storage import Storage
+from daemon.webhook_sending import new_secret, sign
 from tests.api.application import picture
 from tests.api.operated import FIRST, Operated, operated
 
@@ -31,8 +34,12 @@ FINISH = "select listingd.mark_jobs_completed(jsonb_build_array(jsonb_build_obje
 
 
 def blocks(language: str) -> str:
-    """All blocks of a language, one after the other."""
-    return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL))
+    """All blocks of a language that are one program; a receiver of webhooks is another."""
+    return "\n".join(text for text in _find_blocks(language) if " receive(" not in text)
+
+
+def _find_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
 
 
 @asynccontextmanager
@@ -85,6 +92,9 @@ async def test_curl_examples_end_with_a_zip(api: Operated, tmp_path: Path) -> No
     told = await run(api, tmp_path, "bash", "-euo", "pipefail", text=blocks("bash"))
 
     assert "event: done" in told
+    assert "webhook.test" in told
+    assert "cost_usd" in told
+    assert "day,kind," in told
     assert (tmp_path / "listing.zip").read_bytes().startswith(b"PK")
 
 
@@ -93,6 +103,52 @@ async def test_python_example_saves_the_picture(api: Operated, tmp_path: Path) -
 
     assert "completed None" in told
     assert (tmp_path / "main.jpg").read_bytes().startswith(b"\xff\xd8")
+
+
+def _signed(secret: str) -> tuple[dict[str, str], str]:
+    """A message as the daemon sends it."""
+    body = '{"type":"job.completed","data":{"job":{"id":"ü"}}}'
+    timestamp = int(time.time())
+    headers = {"webhook-id": "msg_1", "webhook-timestamp": str(timestamp)}
+    return headers | {
+        "webhook-signature": sign([new_secret(), secret], "msg_1", timestamp, body.encode())
+    }, body
+
+
+async def test_python_receiver_believes_signed_messages_alone() -> None:
+    [block] = [text for text in _find_blocks("python") if "def receive" in text]
+    scope: dict[str, Any] = {}
+    exec(block, scope)  # the guide's own text
+    secret = new_secret()
+    headers, body = _signed(secret)
+
+    assert "job.completed" == scope["receive"](secret, headers, body.encode())["type"]
+    with pytest.raises(WebhookVerificationError):
+        scope["receive"](new_secret(), headers, body.encode())
+
+
+async def test_javascript_receiver_believes_signed_messages_alone(tmp_path: Path) -> None:
+    [block] = [text for text in _find_blocks("javascript") if "function receive" in text]
+    secret = new_secret()
+    headers, body = _signed(secret)
+    asked = f"""
+const [headers, body] = [{json.dumps(headers)}, {json.dumps(body)}];
+console.log(receive("{secret}", headers, body).type);
+for (const [key, text] of [["{new_secret()}", body], ["{secret}", body + " "]])
+  try {{ receive(key, headers, text); console.log("believed"); }} catch (error) {{ console.log(error.message); }}
+"""
+    (tmp_path / "receiver.mjs").write_text(block + asked)
+
+    process = await asyncio.create_subprocess_exec(
+        _node(),
+        "receiver.mjs",
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    told, _ = await process.communicate()
+
+    assert ["job.completed", "forged", "forged"] == told.decode().split("\n")[:3]
 
 
 async def test_javascript_example_sees_the_end(api: Operated, tmp_path: Path) -> None:
