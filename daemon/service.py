@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import aiohttp
 from aiohttp import web
@@ -68,6 +69,8 @@ BUGS_BEFORE_EXIT = 5
 DATABASE_WAIT_S = 15.0
 """How long a start waits for the database."""
 
+T = TypeVar("T")
+
 log = logs.get_logger()
 
 
@@ -98,11 +101,12 @@ class Supervisor:
                 if not expected:
                     bugs = [t for t in bugs if time.monotonic() - t < 60] + [time.monotonic()]
                 after_s = random.uniform(0.05, min(2.0, 0.1 * 2.0 ** min(failures, 6)))
-                tell = log.warning if expected else log.error
-                tell(
-                    "service.task_failed", task=name, restarts=failures, after_s=round(after_s, 3),
-                    error=self.down[name], **({} if expected else {"exc_info": exc}),
-                )  # fmt: skip
+                if not expected or failures == 1:  # the heartbeat says when the database is lost and back
+                    tell = log.warning if expected else log.error
+                    tell(
+                        "service.task_failed", task=name, restarts=failures, after_s=round(after_s, 3),
+                        error=self.down[name], **({} if expected else {"exc_info": exc}),
+                    )  # fmt: skip
                 if len(bugs) >= BUGS_BEFORE_EXIT:
                     raise
                 await asyncio.sleep(after_s)
@@ -154,12 +158,12 @@ async def run_service(settings: Settings) -> AsyncIterator[Service]:
         dsn = None
         if settings.database_url is None:
             dsn = await stack.enter_async_context(embedded_postgres(settings))
-        db = await _open_database(settings, dsn)
+        db = await _patiently(lambda: database.open_pool(settings, dsn=dsn))
         stack.push_async_callback(db.close)
-        for applied in await migrate(db.dsn):
+        for applied in await _patiently(lambda: migrate(db.dsn)):
             log.info("migrate.applied", number=applied.number, name=applied.name)
         service, app, tasks = await _build(settings, db, stack)
-        await service.lease.start()
+        await _patiently(service.lease.start)
         await service.steering.apply()  # before anything can be claimed
         stack.push_async_callback(_end_lease, service.lease)
         background = await stack.enter_async_context(asyncio.TaskGroup())
@@ -177,12 +181,12 @@ async def run_service(settings: Settings) -> AsyncIterator[Service]:
         yield service
 
 
-async def _open_database(settings: Settings, dsn: str | None) -> database.Database:
-    """The pool, waiting a while for a database that is still starting. Errors: Unavailable, Misconfigured."""
+async def _patiently(act: Callable[[], Awaitable[T]]) -> T:
+    """What act gives, waiting a while for a database that is still starting. Errors: Unavailable, and act's."""
     until = time.monotonic() + DATABASE_WAIT_S
     while True:
         try:
-            return await database.open_pool(settings, dsn=dsn)
+            return await act()
         except Unavailable as exc:
             if time.monotonic() > until:
                 raise Unavailable(
