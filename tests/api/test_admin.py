@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
@@ -164,6 +165,8 @@ async def test_token_is_minted_for_own_jobs_alone(api: Operated) -> None:
     unknown = await api.call("POST", "/v1/tokens", user_token("u2"), json={"scope": f"job:{uuid4()}"})
 
     assert 201 == status
+    left_s = (datetime.fromisoformat(minted["expires_at"]) - datetime.now(UTC)).total_seconds()
+    assert 800 < left_s <= 900  # 15 minutes unless asked otherwise
     assert 200 == (await api.call("GET", f"/v1/jobs/{job['id']}", minted["token"]))[0]
     assert 403 == (await api.call("POST", f"/v1/jobs/{job['id']}/cancel", minted["token"]))[0]
     assert (

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import aiohttp
+import pytest
 
 from daemon.api import events as events_module
 from daemon.api.principal import Principal
@@ -189,6 +190,36 @@ async def test_common_stream_finds_jobs_of_other_processes(api: Api) -> None:
 
         assert ("job", str(job_id)) == (name, data["id"])
         assert "completed" == events[-1][1]["state"]
+
+
+async def test_common_stream_is_narrowed_by_project_tag_and_kind(api: Api) -> None:
+    project = str(uuid4())
+    wanted = await api.create(user="ann", project_id=project, tags=["spring"])
+    await api.create(user="ann", tags=["autumn"])
+    await api.create()
+
+    for query in (f"project_id={project}", "tag=spring", "kind=image&tag=spring", "user_id=ann&tag=spring"):
+        async with follow(api, f"/v1/events?{query}") as reader:
+            _, snapshot, _ = await reader.next()
+            assert [wanted["id"]] == [job["id"] for job in snapshot["jobs"]], query
+            await api.create(user="ann", tags=["autumn"])
+            new = await api.create(user="ann", project_id=project, tags=["spring"])
+            _, data, _ = await reader.next()
+            assert new["id"] == data["id"], query
+        await api.call("POST", f"/v1/jobs/{new['id']}/cancel")
+
+
+async def test_idle_stream_is_pinged(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proxies cut what is silent for a minute."""
+    monkeypatch.setattr("daemon.api.events.PING_S", 0.05)
+    job = await api.create()
+
+    async with follow(api, f"/v1/jobs/{job['id']}/events") as reader:
+        await reader.next()
+        async with asyncio.timeout(5):
+            line = await reader.response.content.readline()
+
+    assert line.startswith(b": ping")
 
 
 async def test_common_stream_resumes_with_what_ended_meanwhile(api: Api) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import struct
 import zipfile
@@ -9,9 +10,15 @@ import zlib
 from uuid import UUID, uuid4
 
 import aiohttp
+from moto.server import ThreadedMotoServer
 from PIL import Image
+from pydantic import SecretStr
 
-from tests.api.application import IMAGE_JOB, Api, picture
+from daemon.db import Database
+from daemon.settings import Http, Settings
+from daemon.settings import Storage as StorageSettings
+from daemon.storage import open_storage
+from tests.api.application import IMAGE_JOB, Api, picture, running_api
 
 JPEG = {"Content-Type": "image/jpeg"}
 
@@ -152,6 +159,41 @@ async def test_odd_ranges_get_everything(api: Api) -> None:
     for given in ("bytes=5-2", "bytes=0-1,3-4", "lines=1-2", "bytes=-", "bytes=" + "9" * 30 + "-"):
         status, body, _ = await api.call("GET", f"/v1/assets/{asset}", headers={"Range": given})
         assert (200, data) == (status, body), given
+
+
+async def test_asset_in_an_object_store_is_a_redirect_to_a_signed_url(
+    settings: Settings, db: Database
+) -> None:
+    """The bytes go from the store to the client; the thumbnail is made here."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    await asyncio.to_thread(server.start)
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    own = settings.model_copy(
+        update={
+            "http": Http(port=0), "storage_url": "s3://pictures/some/prefix",
+            "storage": StorageSettings(endpoint=endpoint, access_key=SecretStr("key"), secret_key=SecretStr("secret")),
+        }
+    )  # fmt: skip
+    try:
+        async with aiohttp.ClientSession() as client:
+            (await client.put(f"{endpoint}/pictures")).raise_for_status()
+            async with running_api(own, db, await open_storage(own)) as api:
+                job = await api.create()
+                data = picture(400, 300)
+                path = f"/v1/assets/{await api.add_asset(UUID(job['id']), data)}"
+                status, _, response = await api.call("GET", path)
+                small, thumbnail, _ = await api.call("GET", f"{path}?w=64")
+            async with client.get(response.headers["Location"]) as signed:
+                fetched = await signed.read()
+    finally:
+        await asyncio.to_thread(server.stop)
+
+    assert (302, 200) == (status, small)
+    assert "X-Amz-Signature=" in response.headers["Location"]
+    assert "no-store" == response.headers["Cache-Control"]
+    assert data == fetched
+    assert len(thumbnail) < len(data)
 
 
 async def test_thumbnail_is_small_and_steps_bound_the_variants(api: Api) -> None:

@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 
 from daemon.db import Database
+from daemon.housekeeping import DAY_S
 from daemon.settings import Settings
 from tests.api.operated import FIRST, Operated, operated, user_token
 
@@ -103,6 +104,19 @@ async def test_key_of_two_callers_is_two_keys(api: Operated) -> None:
     _, theirs, _ = await api.call("POST", "/v1/webhooks", user_token("eve"), headers=headers, json=ENDPOINT)
 
     assert mine["id"] != theirs["id"]
+
+
+async def test_keys_are_kept_for_a_day(api: Operated) -> None:
+    for age, headers in (("23 hours", _key()), ("25 hours", _key())):
+        await api.call("POST", "/v1/webhooks", headers=headers, json=ENDPOINT)
+        await api.db.pool.execute(
+            "update listingd.idempotency_keys set created_at = now() - $2::text::interval where key = $1",
+            headers["Idempotency-Key"], age,
+        )  # fmt: skip
+
+    await api.db.fetch("prune_idempotency_keys", DAY_S, 1000)
+
+    assert 1 == await api.db.pool.fetchval("select count(*) from listingd.idempotency_keys")
 
 
 async def test_service_key_is_not_readable_in_the_database(api: Operated) -> None:

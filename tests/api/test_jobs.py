@@ -213,6 +213,22 @@ WRONG_QUERIES = [
 ]  # fmt: skip
 
 
+async def test_page_names_the_next_one_and_only_the_fields_asked_for(api: Api) -> None:
+    for user in ("ann", "ann", "bob"):
+        await api.create(user=user)
+
+    _, page, response = await api.call("GET", "/v1/jobs?user_id=ann&limit=1&fields=id,user_id")
+    link = response.headers["Link"]
+    following = link[link.index("<") + 1 : link.index(">")]
+    _, rest, last = await api.call("GET", following)
+
+    assert link.endswith('; rel="next"')
+    assert page["next_cursor"] in following
+    assert [{"id", "user_id"}] * 2 == [set(job) for job in (*page["data"], *rest["data"])]
+    assert ["ann", "ann"] == [job["user_id"] for job in (*page["data"], *rest["data"])]
+    assert (None, None) == (rest["next_cursor"], last.headers.get("Link"))
+
+
 async def test_wrong_query_is_a_422(api: Api) -> None:
     for query in WRONG_QUERIES:
         status, _, _ = await api.call("GET", f"/v1/jobs?{query}")

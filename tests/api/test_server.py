@@ -64,6 +64,14 @@ async def test_no_http_is_a_problem_without_versions(api: Api) -> None:
         assert not re.search(rb"(?i)aiohttp|python|traceback", answer)
 
 
+async def test_too_large_heads_are_a_400(api: Api) -> None:
+    """One long field, or a thousand: refused before anything is made of them."""
+    many = b"".join(b"X-%d: a\r\n" % number for number in range(1000))
+    for head in (b"X-A: " + b"a" * 9000 + b"\r\n", many):
+        answer = await _raw(api, b"GET /livez HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n")
+        assert re.match(rb"HTTP/1\.[01] 400", answer), (head[:20], answer[:100])
+
+
 async def test_connections_beyond_the_cap_are_told_and_closed(configured: Any) -> None:
     async with configured(max_connections=2) as api:
         host, port = api.url.removeprefix("http://").split(":")
