@@ -24,6 +24,7 @@ as $$
     held as (
         select
             s.id,
+            s.fence as held_fence,
             d.id as dead_worker,
             case
                 when s.cancel_requested then 'cancelled'
@@ -60,12 +61,12 @@ as $$
         where s.id = h.id
         returning
             s.id, s.fence, s.kind, s.user_id, s.priority, s.state, s.parent_id, s.attempt, s.started_at,
-            s.rescues, h.dead_worker
+            s.rescues, h.dead_worker, h.held_fence
     ),
     recorded as (
         insert into listingd.attempts (job_id, attempt, fence, worker, started_at, code, error)
         select
-            t.id, greatest(t.attempt, 0), t.fence, t.dead_worker, t.started_at, 'worker_crashed',
+            t.id, greatest(t.attempt, 0), t.held_fence, t.dead_worker, t.started_at, 'worker_crashed',
             jsonb_build_object(
                 'code', 'worker_crashed', 'message', 'The worker process died while it ran this attempt.',
                 'rescues', t.rescues

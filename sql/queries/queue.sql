@@ -4,7 +4,7 @@
 -- $8 metadata (JSON text), $9 tags (JSON text or null), $10 run_at[], $11 expires_at[], $12 webhooks (JSON text),
 -- $13 unique_keys, $14 born (claimed at birth), $15 principals, $16 idempotency keys, $17 fingerprints,
 -- $18 ids of a keyed batch (JSON text), $19 the job that carries the key of this one's batch,
--- $20 worker, $21 notify other processes
+-- $20 worker, $21 notify other processes. A column may be empty where all its values would be null.
 with asked as (
     select *
     from unnest(
@@ -129,6 +129,7 @@ recorded as (
     select m.id, m.attempt, m.ended_fence, $7, m.started_at, coalesce(m.error::jsonb ->> 'code', 'unknown'), m.error::jsonb
     from moved as m
     where m.error is not null and m.give_back = 0
+    on conflict do nothing  -- a log: nothing that stands in it may hold back a batch of ends
 ),
 released as (
     select r.*

@@ -163,6 +163,22 @@ async def test_a_child_retried_alone_is_waited_for(bench: Bench) -> None:
     assert "pending" == (await bench.state(parent))["state"]
 
 
+async def test_a_rescued_job_that_fails_next_keeps_a_record_of_both(bench: Bench) -> None:
+    """The crash was once written under the next attempt's fence: its end then failed the whole flush, for ever."""
+    job, fence = await bench.run("ping")
+    await bench.db.pool.execute("update listingd.workers set lease_until = now() - interval '1 s'")
+    await bench.db.pool.fetch("select * from listingd.rescue_jobs(9, null, 0)")
+    row = await bench.db.fetchrow("start_worker", "next", 600.0, ["ping"], 4, "{}")
+    assert row is not None
+    again = (await bench.state(job))["fence"]
+    await bench.queue.flush(bench.first, [], row["id"], [again])
+
+    await bench.queue.flush(bench.first, [Ended(again, State.FAILED, None, '{"code": "x"}')], row["id"], [])
+
+    attempts = await bench.db.pool.fetch("select fence, code from listingd.attempts order by fence")
+    assert [(fence, "worker_crashed"), (again, "x")] == [tuple(a) for a in attempts]
+
+
 async def test_an_end_that_comes_with_the_rescue_counts_once(bench: Bench) -> None:
     """The worker's lease ran out, and its last word arrives while the rescue is being committed."""
     job, fence = await bench.run("ping")
