@@ -7,6 +7,7 @@ import functools
 import json
 import pstats
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -104,6 +105,11 @@ async def _run(
     profile: bool, peers_dir: Path, harness: Path, data_dir: Path | None, json_file: Path | None, docs: Path | None,
 ) -> int:  # fmt: skip
     began = time.monotonic()
+    running = asyncio.current_task()
+    assert running is not None
+    asyncio.get_running_loop().add_signal_handler(
+        signal.SIGTERM, running.cancel
+    )  # the server must not stay behind
     sizes = QUICK if quick else Sizes()
     sizes = replace(sizes, jobs=jobs or sizes.jobs, held_s=held or sizes.held_s)
     if docs is None and only is None and peers is None and not quick:
@@ -192,11 +198,12 @@ def _prepare_peers(
         return {}, dict.fromkeys(names, str(exc)), None
     ready, skipped = {}, {}
     for name in names:
+        print(f"  {name}", flush=True)
         try:
             ready[name] = prepare_peer(name, peers_dir)
         except Skipped as exc:
             skipped[name] = str(exc)
-            print(f"{name} is left out: {exc}", flush=True)
+            print(f"  {name} is left out: {exc}", flush=True)
     return ready, skipped, str(peers_dir / "limit") if wanted is None or LOOPS in wanted else None
 
 

@@ -13,16 +13,16 @@ from bench.report import BARE
 
 DATABASE = "bare"
 _DRAINS = {
-    "watermark and HOT updates, batches of 500, overlapping": ("hot2", "500", "overlap"),
-    "UPDATE, then DELETE, batches of 500, overlapping": ("del", "500", "overlap"),
-    "the same by UPDATE, with a task a job and a product's indexes": (
+    "HOT updates from a watermark, batches of 500, overlapping": ("hot2", "500", "overlap"),
+    "UPDATE then DELETE, batches of 500, overlapping": ("del", "500", "overlap"),
+    "two UPDATEs and a task a job, with a product's indexes": (
         "upd2",
         "500",
         "overlap",
         "tasks",
         "real",
     ),
-    "one owner, with a task a job and a product's indexes": ("own1", "500", "overlap", "tasks", "real"),
+    "one owner and a task a job, with a product's indexes": ("own1", "500", "overlap", "tasks", "real"),
 }
 
 

@@ -36,7 +36,7 @@ async def pickup(campaign: Campaign) -> None:
         await seed_finished(campaign, campaign.listingd, database)
 
     fills = {
-        f"{sizes.pending:,} pending due tomorrow and as many of a kind run elsewhere": ("pending", pend),
+        f"{sizes.pending:,} pending due tomorrow and as many to be run elsewhere": ("pending", pend),
         f"{sizes.finished:,} finished": ("finished", finish),
     }
     filled: dict[str, str] = {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 WIDTH = 860
-_LEFT, _RIGHT, _ROW, _TITLE, _GAP = 300, 150, 26, 44, 22
+_LEFT, _RIGHT, _ROW, _TITLE, _GAP = 320, 140, 26, 44, 22
 _COLOURS = {"own": "#0f62a8", "peer": "#8a97a6", "bare": "#d3d9e0"}
 _TEXT = "#1c2733"
 _FAINT = "#5c6975"

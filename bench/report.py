@@ -74,13 +74,15 @@ class Report:
 
 
 def show(value: float) -> str:
-    """Three figures that mean something, thousands apart by thin spaces."""
+    """Three figures that mean something."""
     if abs(value) >= 100 or value == int(value):
-        return f"{value:,.0f}".replace(",", "\u202f")
+        return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return "Not measured in this run."
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 

@@ -111,9 +111,9 @@ async def _fill(campaign: Campaign) -> dict[str, dict[str, str]]:
                 contestant, finished, f"full_{contestant.name}",
                 functools.partial(seed_finished, campaign, contestant),
             )  # fmt: skip
-    for case, (kind, run_at) in {"due tomorrow": TOMORROW, "of a kind run elsewhere": ELSEWHERE}.items():
+    for case, (kind, run_at) in {"due tomorrow": TOMORROW, "to be run elsewhere": ELSEWHERE}.items():
         await fill(
-            campaign.listingd, f"{sizes.pending:,} pending {case}", f"pending_{kind}",
+            campaign.listingd, f"{sizes.pending:,} pending, {case}", f"pending_{kind}",
             functools.partial(park, campaign, kind, run_at),
         )  # fmt: skip
     return full
