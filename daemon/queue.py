@@ -314,13 +314,11 @@ class Queue:
                     json.dumps([str(i) for i in ask.ids]) if first and len(ask.ids) > 1 else None,
                     ask.ids[0] if key else None,
                 ))  # fmt: skip
+        # A column that nobody uses is left out: unnest fills it with nulls, and most of them are.
+        columns = [() if column.count(None) == len(rows) else column for column in zip(*rows, strict=True)]
         try:
             stored = await self._fetch(
-                connection,
-                "create_jobs",
-                *map(list, zip(*rows, strict=True)),
-                self.births.worker_id,
-                self.rivals,
+                connection, "create_jobs", *columns, self.births.worker_id, self.rivals
             )
         except BaseException:
             for job in born.values():
