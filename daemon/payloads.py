@@ -6,6 +6,7 @@ refused, strings are bounded, NUL and lone surrogates never pass. No I/O.
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -28,11 +29,14 @@ PACK_SLOTS: tuple[Slot, ...] = (
 )  # fmt: skip
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def _is_storable(value: str) -> str:
     """Postgres text holds no NUL and UTF-8 no lone surrogate: refuse both where they enter."""
     if "\x00" in value:
         raise ValueError("must not contain NUL")
-    if any("\ud800" <= ch <= "\udfff" for ch in value):
+    if _SURROGATE.search(value):
         raise ValueError("must not contain lone surrogates")
     return value
 

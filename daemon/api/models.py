@@ -80,7 +80,9 @@ class _Create(Body):
     run_at: Time | None = Field(None, description="Not before this time.")
     expires_at: Time | None = Field(None, description="Fails when it has not begun by then.")
     max_attempts: int | None = Field(None, ge=1, le=10)
-    metadata: Metadata = Field({}, description="Yours; at most 16 KiB. Comes back with the job.")
+    metadata: Metadata = Field(
+        default_factory=dict, description="Yours; at most 16 KiB. Comes back with the job."
+    )
     tags: tuple[Tag, ...] = Field((), max_length=20)
     webhook: Webhook | None = None
 
