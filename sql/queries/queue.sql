@@ -260,8 +260,8 @@ order by s.run_at
 limit $3
 
 -- name: read_mark
--- The fence below which nothing is ready, and the last fence drawn.
-select m.fence, (select f.last_value from listingd.fences as f) as last_fence
+-- The fence below which nothing is ready, and the last fence drawn. (A sequence that was never asked says 1 too.)
+select m.fence, (select f.last_value - (not f.is_called)::int from listingd.fences as f) as last_fence
 from listingd.queue_mark as m
 
 -- name: raise_mark
