@@ -37,7 +37,7 @@ def list_queues(*, as_json: bool, url: str | None, config: Path | None) -> None:
     click.echo(f"{'KIND':<9} {'PENDING':>8} {'RUNNING':>8} {'OLDEST':>9} {'LIMIT':>6}  STATE")
     for queue in found["data"]:
         click.echo(
-            f"{queue['kind']:<9} {queue['pending']:>8} {queue['processing']:>8} {_age(queue['oldest_pending_s']):>9} "
+            f"{queue['kind']:<9} {_pending(queue):>8} {queue['processing']:>8} {_age(queue['oldest_pending_s']):>9} "
             f"{_limit(queue['concurrency']):>6}  {_state(queue)}"
         )
 
@@ -152,7 +152,7 @@ def _draw(workers: list[Any], found: list[Any], providers: list[Any]) -> Group:
     for queue in found:
         colour = "yellow" if queue["paused"] else "green"
         kinds.add_row(
-            queue["kind"], str(queue["pending"]), str(queue["processing"]), _age(queue["oldest_pending_s"]),
+            queue["kind"], _pending(queue), str(queue["processing"]), _age(queue["oldest_pending_s"]),
             _limit(queue["concurrency"]), f"[{colour}]{_escape(_state(queue))}[/]",
         )  # fmt: skip
     lanes = table("\nProviders", "name", "in flight", "allowed", "state")
@@ -169,7 +169,7 @@ def _change(kind: str, body: dict[str, Any], url: str | None, config: Path | Non
     queue = call_service(config, url, "PATCH", f"/v1/admin/queues/{kind}", body=body)
     limited = "" if queue["concurrency"] is None else f", at most {queue['concurrency']} at once"
     click.echo(
-        f"{kind} is {_state(queue)}{limited}: {queue['pending']} pending, {queue['processing']} running."
+        f"{kind} is {_state(queue)}{limited}: {_pending(queue)} pending, {queue['processing']} running."
     )
 
 
@@ -177,6 +177,10 @@ def _state(queue: dict[str, Any]) -> str:
     if not queue["paused"]:
         return "open"
     return f"paused ({queue['paused_why']})" if queue["paused_why"] else "paused"
+
+
+def _pending(queue: dict[str, Any]) -> str:
+    return f"~{queue['pending']}" if queue["is_estimate"] else str(queue["pending"])
 
 
 def _age(seconds: float | None) -> str:

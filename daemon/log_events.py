@@ -127,7 +127,11 @@ EVENTS: dict[str, Event] = {
     "database.unconfined": _event(
         "warning", "error", "No role for reads of one user: row level security is not the second wall."
     ),
-    "database.vacuum_held": _event("warning", "pid held_by age_s", "A session holds back vacuum."),
+    "database.vacuum_held": _event(
+        "warning",
+        "held_by name pid application state age_s query_start",
+        "A session, prepared transaction or slot holds back vacuum: claims will slow down.",
+    ),
     "listener.connected": _event("info", "down_s", "Notifications arrive."),
     "listener.lost": _event("warning", "error", "Notifications are dead; polling goes on."),
     "lease.lost": _event(

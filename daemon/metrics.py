@@ -106,6 +106,9 @@ HTTP_RUN = Histogram(
 STREAMS = Gauge("listingd_http_streams_open", "Open event streams.", registry=REGISTRY)
 
 DATABASE_UP = Gauge("listingd_database_up", "1 while Postgres answers.", registry=REGISTRY)
+VACUUM_HELD = Gauge(
+    "listingd_vacuum_held_seconds", "Age of what holds back vacuum, 0 below the setting.", registry=REGISTRY
+)
 LISTENER_UP = Gauge("listingd_listener_up", "1 while notifications are proven to arrive.", registry=REGISTRY)
 LEASE_AGE = Gauge("listingd_lease_age_seconds", "Time since the last confirmed heartbeat.", registry=REGISTRY)
 LOOP_LAG = Gauge("listingd_loop_lag_seconds", "Longest delay of the event loop of late.", registry=REGISTRY)

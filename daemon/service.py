@@ -60,6 +60,7 @@ from daemon.storage import open_storage
 from daemon.tokens import ServiceKeys
 from daemon.user_tokens import UserTokens
 from daemon.views import Views
+from daemon.vitals import Vitals
 from daemon.webhooks import Webhooks
 from daemon.workers import Workers
 
@@ -278,6 +279,7 @@ async def _build(
         "steering": steering.run,
         "housekeeping": housekeeper.run,
         "retention": housekeeper.run_retention,
+        "vitals": Vitals(db, kinds=sorted(scheduler.kinds), hold_s=settings.database.vacuum_hold_s).run,
         "late-answers": steps.book_late,
         "models": lambda: _announce_retirements(providers),
     }

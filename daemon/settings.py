@@ -131,6 +131,9 @@ class Database(Group):
     idle_in_transaction_timeout_s: Seconds = Field(
         10, description="Time after which Postgres frees the locks of a session that went silent."
     )
+    vacuum_hold_s: Seconds = Field(
+        600, description="Age of a snapshot at which the log names the session that holds back vacuum by it."
+    )
 
 
 class Embedded(Group):

@@ -22,6 +22,7 @@ end
 $$;
 grant listingd_reader to listingd_daemon;
 grant listingd_daemon to listingd;
+grant pg_read_all_stats to listingd;  -- to name the session that holds back vacuum, whoever's it is
 
 -- Bounds of every session of the daemon, for the case that a pooler stands between and the daemon cannot set them.
 -- A partition or a killed client then holds no lock and no statement for long.

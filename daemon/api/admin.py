@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -46,6 +46,8 @@ class ChangeQueue(models.Body):
 
 
 class QueueAnswer(models.Answer):
+    """is_estimate: very many jobs wait, so that pending is reckoned from samples."""
+
     kind: str
     paused: bool
     paused_why: str | None
@@ -53,6 +55,7 @@ class QueueAnswer(models.Answer):
     pending: int
     processing: int
     oldest_pending_s: float | None
+    is_estimate: bool
 
 
 class Queues(models.Answer):
@@ -180,7 +183,7 @@ class Admin:
 
     async def list_queues(self, request: web.Request) -> web.Response:
         read_query(request, models.NoQuery)
-        return json_answer({"data": [await self._queue(kind) for kind in KINDS]})
+        return json_answer({"data": await self._read_queues(KINDS)})
 
     async def change_queue(self, request: web.Request) -> web.Response:
         kind = request.match_info["kind"]
@@ -199,22 +202,29 @@ class Admin:
         if asked.concurrency is not None:
             await self._db.fetch("hold_running_places", kind)
         await self._steer()
-        return json_answer(await self._queue(kind))
+        return json_answer((await self._read_queues((kind,)))[0])
 
-    async def _queue(self, kind: str) -> dict[str, Any]:
+    async def _read_queues(self, kinds: Sequence[str]) -> list[dict[str, Any]]:
         rows = {row["kind"]: row for row in await self._db.fetch("read_queues")}
-        loads = {row["state"]: row for row in await self._db.fetch("read_queue_loads") if row["kind"] == kind}
-        row: Mapping[str, Any] = rows.get(kind, {"paused": False, "paused_why": None, "concurrency": None})
-        oldest_s = loads["pending"]["oldest_s"] if "pending" in loads else None
-        return {
-            "kind": kind,
-            "paused": row["paused"],
-            "paused_why": row["paused_why"],
-            "concurrency": row["concurrency"],
-            "pending": loads["pending"]["jobs"] if "pending" in loads else 0,
-            "processing": loads["processing"]["jobs"] if "processing" in loads else 0,
-            "oldest_pending_s": None if oldest_s is None else round(oldest_s, 3),
-        }
+        loads = {(row["kind"], row["state"]): row for row in await self._db.fetch("read_queue_loads")}
+        is_estimate = any(row["is_estimate"] for row in loads.values())
+        answer = []
+        for kind in kinds:
+            row: Mapping[str, Any] = rows.get(
+                kind, {"paused": False, "paused_why": None, "concurrency": None}
+            )
+            pending, processing = loads.get((kind, "pending")), loads.get((kind, "processing"))
+            answer.append({
+                "kind": kind,
+                "paused": row["paused"],
+                "paused_why": row["paused_why"],
+                "concurrency": row["concurrency"],
+                "pending": pending["jobs"] if pending else 0,
+                "processing": processing["jobs"] if processing else 0,
+                "oldest_pending_s": round(max(pending["oldest_s"], 0.0), 3) if pending else None,
+                "is_estimate": is_estimate,
+            })  # fmt: skip
+        return answer
 
     async def list_providers(self, request: web.Request) -> web.Response:
         read_query(request, models.NoQuery)

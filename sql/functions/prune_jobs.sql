@@ -1,7 +1,8 @@
 -- Erases jobs that ended long ago, with their attempts, assets, documents and results of steps, in one small batch;
 -- what their steps cost stays in the ledger.
--- Children go with their parents. Walks the ids upwards (they begin with their time of creation); last_id is
--- where the next batch begins, null at the end. sha256s: files that may now be without an owner.
+-- Children go with their parents. Walks the ids upwards (they begin with their time of creation) as far as jobs can
+-- be old enough; last_id is where the next batch begins, null at the end. sha256s: files that may now be without an
+-- owner.
 create or replace function listingd.prune_jobs(states text[], age_s float8, max_jobs int, after_id uuid default null)
 returns table (jobs int, last_id uuid, sha256s text[])
 language plpgsql volatile
@@ -16,7 +17,9 @@ begin
     from (
         select s.id
         from listingd.job_states as s
-        where s.id > coalesce(after_id, '00000000-0000-0000-0000-000000000000')
+        where
+            s.id > coalesce(after_id, '00000000-0000-0000-0000-000000000000')
+            and s.id < listingd.first_id(now() - make_interval(secs => age_s))
         order by s.id
         limit max_jobs
     ) as l;

@@ -66,20 +66,9 @@ from (
 ) as r
 
 -- name: read_queue_loads
--- kind, state, jobs, oldest_s of what is pending, running or due later; waiting parents are not counted.
-with low as (
-    select least(
-        (select m.fence from listingd.queue_mark as m),
-        (select min(w.low_fence) from listingd.workers as w where w.stopped_at is null and w.lease_until > now())
-    ) as fence
-)
-select
-    s.kind, s.state, count(*) as jobs,
-    extract(epoch from now() - min(j.created_at))::float8 as oldest_s
-from listingd.job_states as s
-join listingd.jobs as j on j.id = s.id
-where (s.fence >= (select l.fence from low as l) or s.run_at is not null) and s.state in ('pending', 'processing')
-group by s.kind, s.state
+-- kind, state, jobs, oldest_s, is_estimate of what is pending, running or due later; waiting parents are not counted.
+select q.kind, q.state, q.jobs, q.oldest_s, q.is_estimate
+from listingd.count_queues() as q
 
 -- name: set_queue
 -- kind, paused, paused_why, concurrency after the change. $1 kind, $2 paused or null to keep, $3 why,

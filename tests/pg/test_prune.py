@@ -20,10 +20,13 @@ async def connection(db: Database) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def end_job(connection: asyncpg.Connection, *, days_ago: int, state: str = "completed") -> UUID:
-    job_id: UUID = await connection.fetchval("select listingd.enqueue_job('ping', user_id => 'u')")
+    """A job that was made and ended so many days ago; its id says so too."""
+    made = await connection.fetchval("select listingd.enqueue_job('ping', user_id => 'u')")
+    job_id = UUID(int=made.int - (days_ago * 86_400_000 << 80))
+    await connection.execute("update listingd.jobs set id = $2 where id = $1", made, job_id)
     await connection.execute(
-        "update listingd.job_states set state = $2, finished_at = now() - make_interval(days => $3) where id = $1",
-        job_id, state, days_ago,
+        "update listingd.job_states set id = $4, state = $2, finished_at = now() - make_interval(days => $3) where id = $1",
+        made, state, days_ago, job_id,
     )  # fmt: skip
     return job_id
 
@@ -98,3 +101,13 @@ async def test_a_file_that_another_step_names_is_in_use(db: Database, connection
     assert ["shared"] == row["sha256s"]
     assert await db.fetchval("is_file_used", "shared")
     assert not await db.fetchval("is_file_used", "nobody's")
+
+
+async def test_retention_looks_at_old_jobs_alone(db: Database, connection: asyncpg.Connection) -> None:
+    """It runs every minute: reading a million young jobs each time would be a scan."""
+    old = await end_job(connection, days_ago=2, state="failed")
+    await end_job(connection, days_ago=0)
+
+    row = await prune(db)
+
+    assert (0, old) == (row["jobs"], row["last_id"])
