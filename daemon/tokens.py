@@ -3,7 +3,7 @@
     ld_live_<id>_<secret>      id: 12 letters and digits, public; secret: 43, about 256 bits
 
 Only the SHA-256 of the secret is kept; a fast hash is enough for a secret that nobody can guess. A check
-is remembered for at most 30 s, so that a revoked key ends requests, and streams that ask again every 30 s,
+is remembered for at most 30 s, so that a revoked key ends requests, and streams that ask again every 25 s,
 within a minute. The first service key (a setting, or generated at the first start) is no row: it is
 compared in memory, has all scopes and works while Postgres is away.
 

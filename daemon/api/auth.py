@@ -54,7 +54,7 @@ class BearerAuthenticator:
         self._accepted: OrderedDict[bytes, None] = OrderedDict()
 
     async def authenticate(self, request: web.Request) -> Principal:
-        """The caller. Cheap to ask again: streams do, every 30 s.
+        """The caller. Cheap to ask again: streams do, every 25 s.
 
         Errors: Unauthenticated, with `data["challenge"]` for WWW-Authenticate; TooManyRequests after too
         many refusals from one address; Unavailable without Postgres or the issuer's keys.

@@ -35,7 +35,8 @@ from daemon.views import FIELDS, Job, JobFilter, dump
 PING_S = 15.0
 SEND_TIMEOUT_S = 20.0
 RETRY_MS = 2000
-RECHECK_S = 30.0
+RECHECK_S = 25.0
+"""A key's check is remembered for 30 s (tokens.py): together a revocation ends a stream within 60 s."""
 _LIGHT = tuple(name for name in FIELDS if name not in ("input", "result", "metadata"))
 _STEADY = ("state", "cancel_requested", "attempt", "run_at", "error", "result", "cost")
 _SLACK = timedelta(seconds=60)  # clocks of several daemons differ
@@ -112,13 +113,13 @@ class Events:
         single: bool,
     ) -> None:
         """Events of what moves, until the end of a single job, a cut, a revoked key or the process' stop."""
-        checked_at = time.monotonic()
+        check_at = time.monotonic() + RECHECK_S
         while not watch.closed and stream.is_connected():
-            fresh = await watch.next(RECHECK_S)
-            if time.monotonic() - checked_at >= RECHECK_S:
-                checked_at = time.monotonic()
+            fresh = await watch.next(check_at - time.monotonic())
+            if time.monotonic() >= check_at:
                 if not await self._is_still_allowed(request):
                     return
+                check_at = time.monotonic() + RECHECK_S
             for job_id, job in fresh.items():
                 if job is None:
                     await stream.send(dump({"id": str(job_id), "state": "gone"}), event="done")
@@ -145,7 +146,7 @@ class Events:
         try:
             await self._deps.authenticator.authenticate(request)
         except ListingdError as exc:
-            # Postgres being away is no reason to cut: the key is asked for again in 30 s.
+            # Postgres being away is no reason to cut: the key is asked for again in 25 s.
             return exc.code in ("unavailable", "too_many_refusals")
         return True
 

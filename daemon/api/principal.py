@@ -50,7 +50,7 @@ class Authenticator(Protocol):
     async def authenticate(self, request: web.Request) -> Principal:
         """The caller. A read token in `?token=` counts only on routes that allow it (event streams).
 
-        Called once a request, and again every 30 s on an open stream, so that a revoked key ends it.
+        Called once a request, and again every 25 s on an open stream, so that a revoked key ends it.
         Errors: Unauthenticated; TooManyRequests after too many refusals from one address.
         """
         ...
