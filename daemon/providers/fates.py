@@ -231,7 +231,7 @@ def problem(
     message, hint = MESSAGES[ours]
     delay_s = retry_after
     if headers is not None and delay_s is None and fate is not Fate.PERMANENT:
-        delay_s = retry_after_s(headers)
+        delay_s = retry_after_s(headers, is_throttled=status == 429)
     return ProviderError(
         message,
         provider=provider,

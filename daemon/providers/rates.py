@@ -52,16 +52,17 @@ def parse_retry_after_s(text: str | None, *, now: datetime | None = None) -> flo
     return cap_delay_s((when - (now or datetime.now(UTC))).total_seconds())
 
 
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
+def retry_after_s(headers: Mapping[str, str], *, is_throttled: bool) -> float | None:
     """The server's own delay: Retry-After (or OpenAI's finer retry-after-ms), else X-RateLimit-Reset.
 
-    headers: case-insensitive. X-RateLimit-Reset is a Unix time (remove.bg) or seconds.
+    headers: case-insensitive. X-RateLimit-Reset is a Unix time (remove.bg) or seconds. It stands in every answer,
+    so it is a delay only when the server refused for its rate (is_throttled).
     """
     millis = _number(headers.get("retry-after-ms"))
     if millis is not None:
         return cap_delay_s(millis / 1000)
     delay_s = parse_retry_after_s(headers.get("retry-after"))
-    return delay_s if delay_s is not None else _reset_s(headers.get("x-ratelimit-reset"))
+    return _reset_s(headers.get("x-ratelimit-reset")) if delay_s is None and is_throttled else delay_s
 
 
 def read_rate(headers: Mapping[str, str]) -> RateHint | None:

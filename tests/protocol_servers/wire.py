@@ -117,10 +117,9 @@ class Journal:
 
     @property
     def most_at_once(self) -> int:
-        """The largest number of calls that were in the server at one moment."""
-        edges = sorted(
-            [(c.started_s, 1) for c in self.calls] + [(c.ended_s or float("inf"), -1) for c in self.calls]
-        )
+        """The largest number of calls that made something in the server at one moment; questions do not count."""
+        made = [call for call in self.calls if call.method == "POST"]
+        edges = sorted([(c.started_s, 1) for c in made] + [(c.ended_s or float("inf"), -1) for c in made])
         most = now = 0
         for _, step in edges:
             now += step

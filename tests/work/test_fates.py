@@ -6,12 +6,9 @@ and the error carries the fate that the row names.
 
 from __future__ import annotations
 
-import json
 import socket
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,60 +17,7 @@ from daemon.errors import Fate
 from daemon.providers import fates, rates
 from tests.protocol_servers import Fault, OpenAIServer
 from tests.protocol_servers.calling import calling, fate_of
-
-TABLE = Path(__file__).parents[3] / "shared" / "data" / "error_classes.json"
-GOOGLE = "type.googleapis.com/google.rpc."
-
-
-@dataclass(frozen=True)
-class Case:
-    provider: str
-    fault: Fault
-    fate: str
-
-    def __str__(self) -> str:
-        words = (self.provider, self.fault.status, self.fault.code, self.fault.type, self.fate)
-        return "-".join(str(word) for word in words if word)
-
-
-def read_table() -> dict[str, Any]:
-    if not TABLE.is_file():
-        pytest.skip("../shared/data is not on this machine", allow_module_level=True)
-    table: dict[str, Any] = json.loads(TABLE.read_text())
-    return table
-
-
-def http_cases() -> list[Case]:
-    """One case for each status and code of each row that names an HTTP status."""
-    table = read_table()
-    cases = []
-    for provider in ("openai", "removebg", "gemini"):
-        for row in table[provider]:
-            for status in _statuses(row.get("http")):
-                for code in _codes(row.get("code")):
-                    cases.append(Case(provider, _fault(provider, row, status, code), row["class"]))
-    return cases
-
-
-def _statuses(http: Any) -> list[int]:
-    return [500, 502, 503, 520] if http == "5xx" else [] if http is None else [http]
-
-
-def _codes(code: Any) -> list[str | None]:
-    codes = code if isinstance(code, list) else [code]
-    return ["something_new" if c == "*" else c for c in codes]
-
-
-def _fault(provider: str, row: dict[str, Any], status: int, code: str | None) -> Fault:
-    if provider != "gemini":
-        return Fault(status=status, code=code, type=row.get("type"))
-    details = []
-    if "reason" in row:
-        details.append({"@type": f"{GOOGLE}ErrorInfo", "reason": row["reason"]})
-    if "quotaId~" in row:
-        violations = [{"quotaId": f"GenerateRequests{row['quotaId~']}PerProjectPerModel"}]
-        details.append({"@type": f"{GOOGLE}QuotaFailure", "violations": violations})
-    return Fault(status=status, type=row.get("status"), details=details or None)
+from tests.protocol_servers.error_classes import Case, http_cases
 
 
 @pytest.mark.parametrize("case", http_cases(), ids=str)
@@ -277,3 +221,13 @@ async def test_reset_of_the_window_stands_in_for_a_missing_retry_after() -> None
 
     assert 30 < (error.retry_after_s or 0) <= 42
     assert 500 == error.data["rate"]["limit"]
+
+
+async def test_reset_of_the_window_is_no_delay_when_the_server_only_failed() -> None:
+    """The header stands in every answer of remove.bg."""
+    async with calling("removebg") as (server, call):
+        server.faults.append(Fault(status=500))
+
+        error = await fate_of(call)
+
+    assert error.retry_after_s is None
