@@ -165,8 +165,8 @@ async def run_service(settings: Settings) -> AsyncIterator[Service]:
             log.info("migrate.applied", number=applied.number, name=applied.name)
         service, app, tasks = await _build(settings, db, stack)
         await _patiently(service.lease.start)
-        await service.steering.apply()  # before anything can be claimed
         stack.push_async_callback(_end_lease, service.lease)
+        await _patiently(service.steering.apply)  # before anything can be claimed
         background = await stack.enter_async_context(asyncio.TaskGroup())
         running = [
             background.create_task(service.supervisor.keep(name, run), name=name)

@@ -141,11 +141,18 @@ class Daemon:
     """`listingd serve` as a process, which may be started again and again under the same name.
 
     settings: as in the environment without the prefix (lease_s=3, workers__concurrency=4).
-    kinds: a module that registers handlers of further kinds.
+    kinds: a module that registers handlers of further kinds; journal: host:port of what they call.
     """
 
     def __init__(
-        self, directory: Path, dsn: str, *, name: str = "one", kinds: str | None = None, **settings: object
+        self,
+        directory: Path,
+        dsn: str,
+        *,
+        name: str = "one",
+        kinds: str | None = None,
+        journal: str = "",
+        **settings: object,
     ) -> None:
         self.directory = directory
         self.name = name
@@ -155,7 +162,8 @@ class Daemon:
             "database_url": dsn, "state_dir": directory / "state", "instance": name, "service_key": KEY,
             "http__port": 0, "log__format": "json", "lease_s": 3, "heartbeat_s": 0.5, "poll_s": 1,
         } | settings  # fmt: skip
-        self._env = os.environ | {f"LISTINGD_{key.upper()}": str(value) for key, value in settings.items()}
+        self._env = os.environ | {"FAULTS_JOURNAL": journal}
+        self._env |= {f"LISTINGD_{key.upper()}": str(value) for key, value in settings.items()}
         self._log = directory / "log"
         self._log.touch()
         self._offset = 0
@@ -266,7 +274,8 @@ class Proxy:
             writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
+        # Cancelled with the loop: the streams of Python 3.11 would call that an error of theirs.
+        with suppress(OSError, asyncio.CancelledError):
             there, back = await asyncio.open_connection("127.0.0.1", self._target_port)
             await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
 

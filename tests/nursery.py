@@ -7,6 +7,7 @@ The children are processes like any other: own pid, own signals, own memory. `py
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import importlib
 import json
@@ -16,6 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,8 @@ class Child:
         while self.pid is None:
             self._nursery.listen(1)
         if self.code is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """kill -9, and wait until it is gone."""
@@ -82,6 +85,7 @@ class Nursery:
             env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
             preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509 -- prctl takes no locks
         )  # fmt: skip
+        atexit.register(self._process.kill)
         return self._process
 
     def listen(self, within_s: float) -> None:
