@@ -36,6 +36,8 @@ begin
             version = s.version + 1,
             finished_at = now(),
             unique_key = null,
+            run_at = null,
+            expires_at = null,
             open_children = 0,
             error = jsonb_build_object('code', 'cancelled', 'message', 'The job was cancelled.')
         from family as f

@@ -11,6 +11,7 @@ begin
         update listingd.job_states as s
         set
             state = 'failed', version = s.version + 1, finished_at = now(), unique_key = null,
+            run_at = null, expires_at = null,
             error = jsonb_build_object(
                 'code', 'expired', 'message', 'The job was not started before its expires_at.',
                 'hint', 'Create it again with a later expires_at, or look at why it waited (explain).'

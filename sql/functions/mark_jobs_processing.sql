@@ -42,11 +42,15 @@ begin
     with claimed as (
         update listingd.job_states as s
         set
-            state = 'processing', version = s.version + 1, attempt = s.attempt + 1, worker = own, started_at = now()
+            state = 'processing', version = s.version + 1, attempt = s.attempt + 1, worker = own, started_at = now(),
+            run_at = null, expires_at = null
         where s.fence = any(array(
             select c.fence
             from listingd.job_states as c
-            where c.fence = any(allowed) and c.state = 'pending' and (c.run_at is null or c.run_at <= now())
+            where
+                c.fence = any(allowed) and c.state = 'pending'
+                and (c.run_at is null or c.run_at <= now())
+                and (c.expires_at is null or c.expires_at > now())
             order by c.fence
             for update skip locked
         ))

@@ -7,6 +7,7 @@ create or replace function listingd.prune_jobs(states text[], age_s float8, max_
 returns table (jobs int, last_id uuid, sha256s text[])
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off  -- a thousand ids tempt the planner to read all of assets and steps for each batch
 as $$
 declare
     looked uuid[];

@@ -35,7 +35,8 @@ states as (
         state, attempt, worker, started_at, wants_webhook
     )
     select
-        f.id, f.run_at, f.expires_at, f.priority, f.max_attempts, f.kind, f.user_id, f.unique_key,
+        f.id, f.run_at, case when not f.born then f.expires_at end, f.priority, f.max_attempts, f.kind, f.user_id,
+        f.unique_key,
         case when f.born then 'processing' else 'pending' end,
         case when f.born then 1 else 0 end,
         case when f.born then $20::bigint end,
@@ -148,7 +149,10 @@ claimed as (
         version = s.version + 1,
         attempt = s.attempt + 1,
         worker = $7,
-        started_at = now()
+        started_at = now(),
+        -- Their indexes hold only what still waits: a finished job must not be read again at every look.
+        run_at = null,
+        expires_at = null
     where
         s.fence = any(array(
             select c.fence

@@ -7,7 +7,8 @@
 -- `any(c.family)`, and not an expression: behind row level security only plain columns may look into an index.
 select
     j.id, j.kind, s.state, j.user_id, j.project_id, j.parent_id, j.slot, j.priority, s.attempt, j.max_attempts,
-    j.created_at, s.run_at, s.started_at, s.finished_at, s.expires_at, s.cancel_requested,
+    j.created_at, s.run_at, s.started_at, s.finished_at,
+    case when s.state = 'pending' then s.expires_at else j.expires_at end as expires_at, s.cancel_requested,
     s.version + coalesce(c.changes, 0) as version,
     s.progress::text as progress, j.input::text as input, s.result::text as result, s.error::text as error,
     j.metadata::text as metadata, array_to_json(j.tags)::text as tags,
