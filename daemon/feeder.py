@@ -3,7 +3,8 @@
 Walks job_states upwards in the order of `fence` from where it stands, so finished rows and dead versions are
 never looked at again. Looks when told (NOTIFY, the end of a fan-out), and every poll_s without being told.
 
-    start:   the mark (nothing below it is ready) -> all pending from there on -> then onwards by fence
+    start:   the mark (nothing below it is ready) -> all pending from there on -> then onwards by fence; and once
+             more when every transaction that was open at the start has ended
     onwards: rows above the cursor, and the holes (fences drawn by transactions that had not committed)
     due:     rows whose run_at falls into the next horizon go to the scheduler's timers
 """
@@ -18,7 +19,7 @@ from itertools import chain
 
 from daemon import logs
 from daemon.queue import Queue, ReadyGroup
-from daemon.scheduler import FenceCursor, Scheduler
+from daemon.scheduler import FenceCursor, Horizon, Scheduler
 
 READ_SIZE = 2000
 HORIZON_S = 30.0
@@ -26,6 +27,8 @@ HORIZON_S = 30.0
 TIMER_MARGIN_S = 0.001
 """A timer that fires a hair before the database's clock agrees would lose its claim until the next poll."""
 MARK_EVERY_S = 30.0
+LOOK_BACK = 1000
+"""Fences before the last one that are looked at one by one at a start."""
 
 log = logs.get_logger()
 
@@ -48,7 +51,7 @@ class Feeder:
         self._due_until: float | None = None  # loop time up to which run_at is held as timers
         self._marked_at = 0.0
         self._first_mark = 0
-        self._started_at_snapshot: int | None = None
+        self._restart: Horizon | None = None  # of the start, while its stretch must be read again
 
     def look(self) -> None:
         """Something is ready, or may be."""
@@ -92,13 +95,13 @@ class Feeder:
                 poll_at = loop.time() + self._poll_s
 
     async def _start(self) -> None:
-        """Everything pending from the mark on. Transactions that were open then may still fill fences below
-        the cursor; once they have ended, the same stretch is read a second time.
+        """Everything pending from the mark on. Transactions that are open now may still fill fences below the
+        last one: the youngest are watched as holes, and once all have ended the stretch is read a second time.
         """
         mark, last = await self._queue.read_mark()
-        _, self._started_at_snapshot = await self._queue.read_snapshot()
+        self._restart = Horizon(asyncio.get_running_loop().time())
         self._first_mark = mark
-        self._cursor = FenceCursor(last)
+        self._cursor = FenceCursor(max(mark - 1, last - LOOK_BACK))
         self._due_until = None
         await self._read_pending(mark, last)
         await self._read_due()
@@ -132,11 +135,12 @@ class Feeder:
             ahead = sum(len(g.fences) - bisect_right(g.fences, before) for g in groups)
             if ahead < READ_SIZE:
                 break
-        if self._cursor.holes or self._started_at_snapshot is not None:
+        if self._cursor.holes or self._restart is not None:
             oldest, following = await self._queue.read_snapshot()
-            self._cursor.settle(oldest, following)
-            if self._started_at_snapshot is not None and oldest >= self._started_at_snapshot:
-                self._started_at_snapshot = None
+            now = asyncio.get_running_loop().time()
+            self._cursor.settle(oldest, following, now)
+            if self._restart is not None and self._restart.is_past(oldest, following, now):
+                self._restart = None
                 await self._read_pending(self._first_mark, self._cursor.last)
 
     def _add(self, group: ReadyGroup) -> None:
@@ -190,7 +194,7 @@ class Feeder:
 
     async def _raise_mark(self) -> None:
         now = asyncio.get_running_loop().time()
-        if now - self._marked_at < MARK_EVERY_S or self._started_at_snapshot is not None:
+        if now - self._marked_at < MARK_EVERY_S or self._restart is not None:
             return
         self._marked_at = now
         if self._foreign:

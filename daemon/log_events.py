@@ -85,6 +85,9 @@ EVENTS: dict[str, Event] = {
     "job.crashed": _event("error", "error", "A handler raised what it should not: a bug."),
     "job.adopted": _event("warning", "", "A claim whose answer was lost was found and handed back."),
     "job.expired": _event("warning", "", "A job was not started before its expires_at."),
+    "job.locked": _event(
+        "warning", "again_in_s", "Another transaction has locked the job's row: its end is written later."
+    ),
     "job.unflushed": _event(
         "error", "count", "Ends of attempts were not written at a stop; the next start repairs it."
     ),

@@ -28,6 +28,9 @@ from time import monotonic
 MAX_HEADERS = 200_000
 """Pending jobs held in memory over all users; beyond a user's share they stay in the database alone."""
 
+NUMBERED_AFTER_S = 1.0
+"""A transaction that has drawn a fence has its number within so many seconds: the next thing it does is to write."""
+
 JITTER_S = 0.3
 """Two reads may differ by so much about when jobs became ready."""
 
@@ -35,14 +38,34 @@ MIN_SHARE = 64
 """Headers that each user may always hold."""
 
 
+class Horizon:
+    """A point in time, and whether every transaction that may have drawn a fence before it has ended.
+
+    Those that have a number by then are known by it: they are below the first number not given yet. But a fence
+    is drawn a moment before its transaction gets a number, so the numbers are looked at NUMBERED_AFTER_S later.
+    """
+
+    __slots__ = ("_following", "_made_at")
+
+    def __init__(self, now: float) -> None:
+        self._made_at = now
+        self._following: int | None = None
+
+    def is_past(self, oldest: int, following: int, now: float) -> bool:
+        """oldest: the lowest transaction still running; following: the first not begun (pg_current_snapshot)."""
+        if self._following is None:
+            if now - self._made_at >= NUMBERED_AFTER_S:
+                self._following = following
+            return False
+        return self._following <= oldest
+
+
 class FenceCursor:
     """Which fences were seen: everything up to `last`, save the holes.
 
     A fence is drawn inside a transaction and seen only after its commit, so a lower one may appear after a
-    higher one. Each fence skipped is a hole until it is seen, or until every transaction that could
-    have drawn it has ended: those were running when the hole was noticed, so the hole is dropped once the
-    oldest running transaction is younger than the first transaction not yet begun at that time (measured
-    one look later, because a fence may be drawn a moment before its transaction gets a number).
+    higher one. Each fence skipped is a hole until it is seen, or until every transaction that could have drawn
+    it has ended (it was rolled back, or its row has got a higher one since).
     """
 
     __slots__ = ("_waiting", "holes", "last")
@@ -50,7 +73,7 @@ class FenceCursor:
     def __init__(self, last: int = 0) -> None:
         self.last = last
         self.holes: set[int] = set()
-        self._waiting: list[tuple[int, list[int]]] = []  # (horizon, holes noticed before it)
+        self._waiting: list[tuple[Horizon, list[int]]] = []
 
     def saw(self, fence: int) -> None:
         """Note one fence; call in ascending order within a read."""
@@ -69,23 +92,22 @@ class FenceCursor:
         for fence in fences:
             self.saw(fence)
 
-    def settle(self, oldest: int, following: int) -> None:
+    def settle(self, oldest: int, following: int, now: float) -> None:
         """Drop the holes that can no longer be filled.
 
-        oldest: the lowest transaction still running; following: the first not begun (pg_current_snapshot),
-        both read after the rows were.
+        oldest, following: as Horizon's, both read after the rows were; now: seconds, monotonic.
         """
-        kept: list[tuple[int, list[int]]] = []
+        kept: list[tuple[Horizon, list[int]]] = []
         known: set[int] = set()
         for horizon, fences in self._waiting:
-            if horizon <= oldest:
+            if horizon.is_past(oldest, following, now):
                 self.holes.difference_update(fences)
             else:
                 kept.append((horizon, fences))
                 known.update(fences)
-        fresh = [f for f in self.holes if f not in known]
+        fresh = self.holes - known
         if fresh:
-            kept.append((following, fresh))
+            kept.append((Horizon(now), list(fresh)))
         self._waiting = kept
 
 

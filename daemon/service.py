@@ -237,7 +237,7 @@ async def _build(
     )  # fmt: skip
     queue.births = workers
     feeder = Feeder(queue, scheduler, poll_s=settings.poll_s, on_ready=workers.wake)
-    workers.feeder = feeder
+    workers.flusher.feeder = feeder
     steering = Steering(
         db=db, queue=queue, scheduler=scheduler, workers=workers, lease=lease, lanes=lanes, settings=settings
     )
@@ -269,7 +269,7 @@ async def _build(
     )  # fmt: skip
     tasks: dict[str, Callable[[], Awaitable[None]]] = {
         "workers": workers.run_pool,
-        "flusher": workers.run_flusher,
+        "flusher": workers.flusher.run,
         "feeder": feeder.run,
         "creator": queue.run_creator,
         "listener": listener.run,
@@ -314,7 +314,7 @@ async def _drain(service: Service) -> None:
         hard_stop_s=limits.hard_stop_s,
     )  # fmt: skip
     cut = await service.workers.drain(limits.soft_stop_s, limits.hard_stop_s)
-    await service.workers.flush_rest()
+    await service.workers.flusher.flush_rest()
     service.ended.set()
     log.info("service.stopped", uptime_s=round(time.monotonic() - began, 3), released=cut)
     if service.workers.stubborn and service.leave is not None:

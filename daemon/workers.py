@@ -1,12 +1,9 @@
-"""The bounded pool of coroutine workers: runs claimed jobs to an outcome, and flushes outcomes and claims.
+"""The bounded pool of coroutine workers: runs claimed jobs to an outcome.
 
-    scheduler.take --> flush (finish and claim, one statement) --> todo --> workers --> ended --+
-         ^                ^                                                                     |
-         +----------------+---------------------------------------------------------------------+
+    flusher (finish and claim) --> todo --> a free worker --> handler --> outcome --> flusher
 
-One flush is in flight at a time; while it is, the next batch gathers and the workers run what the last one
-claimed. Workers are tasks that live as long as the pool: a job that never waits costs no task of its own.
-A woken worker runs job after job; when one waits, the loop wakes another worker for the rest.
+Workers are tasks that live as long as the pool: a job that never waits costs no task of its own. A woken
+worker runs job after job; when one waits, the loop wakes another worker for the rest.
 
 Stopping: no new claims, wait, cancel, release what is left with its attempt given back. A handler that
 swallows its cancellation loses its slot after 10 s: its fence is raised, so it can write nothing any more.
@@ -16,22 +13,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
-
-import asyncpg
 
 from daemon import db as database
 from daemon import logs, metrics, outcomes
 from daemon.changes import Changes
 from daemon.durations import Durations
-from daemon.errors import ListingdError, Lost, Unavailable
-from daemon.feeder import Feeder
+from daemon.errors import ListingdError, Lost
+from daemon.flusher import Flusher
 from daemon.handlers.context import Handler, JobContext
 from daemon.jobs import ClaimedJob, FannedOut, State, new_id
 from daemon.lease import Lease
-from daemon.places import Places
 from daemon.queue import Ended, Queue
 from daemon.scheduler import Scheduler
 from daemon.settings import Settings
@@ -92,20 +86,16 @@ class Workers:
         self._make_context = make_context
         self._lease = lease
         self._changes = changes
-        self._places = Places(db, scheduler)
         self._durations = durations
         self._settings = settings
         self.concurrency = settings.workers.concurrency
-        self.feeder: Feeder | None = None
         self.draining = False
         self.running: dict[int, Running] = {}
         self._todo: deque[ClaimedJob] = deque()
         self._idle: list[asyncio.Future[None]] = []
         self._waking = False
-        self._claiming = 0  # slots promised to claims and births in flight
-        self._ended: list[tuple[Ended, ClaimedJob]] = []
-        self._flush_wanted = asyncio.Event()
-        self._flushing = asyncio.Lock()  # a stop's last flush waits for the one in flight
+        self._born = 0  # slots promised to births in flight
+        self.flusher = Flusher(self, queue, db, scheduler, lease, changes)
         self._empty = asyncio.Event()
         self._cancels = asyncio.Event()
         self._progress: dict[int, Mapping[str, Any]] = {}
@@ -124,7 +114,11 @@ class Workers:
         return self._lease.worker_id
 
     def free_slots(self) -> int:
-        return self.concurrency - len(self.running) - len(self._todo) - self._claiming
+        return self.concurrency - len(self.running) - len(self._todo) - self._born - self.flusher.claiming
+
+    def claimable(self) -> int:
+        """Slots to claim for; 0 while stopping or without a safe lease."""
+        return 0 if self.draining or not self._lease.is_safe() else self.free_slots()
 
     def load(self) -> tuple[int, bool]:
         """(jobs in hand, draining), for the heartbeat; called from its thread."""
@@ -132,18 +126,18 @@ class Workers:
 
     def wake(self) -> None:
         """There may be something to claim."""
-        self._flush_wanted.set()
+        self.flusher.wake()
 
     def hint_room(self) -> None:
         """A kind with a limit over all daemons may have room again."""
         self._scheduler.reopen()
-        self._flush_wanted.set()
+        self.flusher.wake()
 
     async def hold_places(self) -> None:
         """Let what runs here count where its kind has got a limit. Errors: Unavailable."""
-        if self.worker_id is not None and self._places.is_needed():
+        if self.worker_id is not None and self.flusher.places.is_needed():
             jobs = [*(r.job for r in self.running.values()), *self._todo]
-            await self._places.hold(self.worker_id, [(job.fence, job.kind) for job in jobs])
+            await self.flusher.places.hold(self.worker_id, [(job.fence, job.kind) for job in jobs])
 
     def hint_cancel(self) -> None:
         """Some job is to be cancelled, perhaps one of ours."""
@@ -156,29 +150,28 @@ class Workers:
             return False
         if not self._scheduler.admit(kind, user_id):
             return False
-        self._claiming += 1
+        self._born += 1
         return True
 
     def give_back(self, kind: str, user_id: str) -> None:
-        self._claiming -= 1
+        self._born -= 1
         self._scheduler.ended(kind, user_id)
-        self._adopt_soon()  # the statement may have been committed although its answer was lost
+        self.adopt_soon()  # the statement may have been committed although its answer was lost
 
     def start(self, job: ClaimedJob) -> None:
-        self._claiming -= 1
-        self._begin(job)
+        self._born -= 1
+        self.begin(job)
 
     def offer(self, fence: int, kind: str, user_id: str, priority: int) -> None:
         if self._scheduler.add(fence, kind, user_id, priority):
-            self._flush_wanted.set()
+            self.flusher.wake()
 
     def look(self) -> None:
-        if self.feeder is not None:
-            self.feeder.look()
+        self.flusher.look()
 
     # -- running one job --------------------------------------------------------------------------------
 
-    def _begin(self, job: ClaimedJob) -> None:
+    def begin(self, job: ClaimedJob) -> None:
         if self.draining:  # claimed or born while the stop began
             self._end(job, outcomes.interrupted(job), 0.0)
             return
@@ -212,7 +205,7 @@ class Workers:
                 if await self._run(running):
                     return  # the slot was taken away while the handler refused to stop
                 since = loop.time()
-                if since - running.began > BURST_S or len(self._ended) >= self.concurrency:
+                if since - running.began > BURST_S or self.flusher.backlog >= self.concurrency:
                     await asyncio.sleep(0)
             idle = loop.create_future()
             self._idle.append(idle)
@@ -247,7 +240,7 @@ class Workers:
 
     def _after_error(self, job: ClaimedJob, exc: Exception) -> Ended | None:
         if isinstance(exc, Lost):
-            self._adopt_soon()  # if nobody else has it
+            self.adopt_soon()  # if nobody else has it
             return None
         if isinstance(exc, ListingdError):
             return outcomes.failed(job, exc, self._settings.retry)
@@ -263,7 +256,7 @@ class Workers:
             case "stop":
                 return outcomes.interrupted(running.job)
             case _:  # lost: nothing may be written, but if the lease comes back nobody else has it
-                self._adopt_soon()
+                self.adopt_soon()
                 return None
 
     async def _fan_out(self, job: ClaimedJob, fanned: FannedOut) -> None:
@@ -285,11 +278,11 @@ class Workers:
         self._scheduler.ended(job.kind, job.user_id)
         self._progress.pop(job.fence, None)
         if ended is not None:
-            self._ended.append((ended, job))
+            self.flusher.end(ended, job)
             self._ran[job.kind, ended.state].append(run_s)
             if self._tells or ended.state is State.FAILED:
                 self._tell(job, ended, run_s)
-        self._flush_wanted.set()
+        self.flusher.wake()
         if self.draining and not self.running:
             self._empty.set()
 
@@ -317,144 +310,6 @@ class Workers:
             case _:
                 tell, event = log.warning, "job.retry_scheduled"
         tell(event, duration_s=round(run_s, 4), **facts)
-
-    # -- the flusher ------------------------------------------------------------------------------------
-
-    async def run_flusher(self) -> None:
-        """Finish and claim for ever, one statement in flight. Errors: Unavailable; run it again."""
-        connection = await self._open_flusher()
-        connection.add_termination_listener(lambda _: self._flush_wanted.set())
-        try:
-            while True:
-                await self._flush_wanted.wait()
-                self._flush_wanted.clear()
-                if connection.is_closed():
-                    raise Unavailable("The flusher's connection was closed.")
-                while await self._flush(connection):
-                    pass
-        finally:
-            connection.terminate()
-            self._flush_wanted.set()
-
-    async def _open_flusher(self) -> database.Connection:
-        connection = await self._db.dedicated_connection("flusher")
-        if not self._db.pooled:  # behind a transaction pooler the settings would leak to strangers
-            with database.translate_errors():
-                await connection.fetch(self._db.sql["set_flusher"])
-        return connection
-
-    async def _flush(self, connection: database.Connection) -> bool:
-        """One statement, when there is anything to end or to claim; whether there was."""
-        async with self._flushing:
-            return await self._flush_once(connection)
-
-    async def _flush_once(self, connection: database.Connection) -> bool:
-        worker = self.worker_id
-        assert worker is not None  # the lease starts before the flusher
-        ended, self._ended = self._ended, []
-        slots = 0 if self.draining or not self._lease.is_safe() else self.free_slots()
-        claims = self._scheduler.take(slots) if slots > 0 else []
-        if self.feeder is not None and self._scheduler.spilled() is not None:
-            self.feeder.look()
-        if not ended and not claims:
-            return False
-        owners = [self._scheduler.known.pop(fence) for fence in claims]
-        self._claiming += len(claims)
-        freed = self._places.pick((e.fence, job.kind) for e, job in ended) if self._places.is_needed() else []
-        try:
-            if claims and self._places.is_needed():
-                asked = len(claims)
-                claims, owners = await self._places.reserve(connection, worker, claims, owners, freed)
-                self._claiming -= asked - len(claims)
-                if not ended and not claims:
-                    return False
-            if claims:
-                await self._lower_mark(connection, worker, min(claims))
-            done = await self._queue.flush(connection, [e for e, _ in ended], worker, claims)
-        except asyncpg.DataError:
-            self._give_up_claims(claims, owners)
-            await self._end_one_by_one(connection, ended, worker)
-            return True
-        except BaseException:
-            # Perhaps it was committed: ends are written again (then they are lost, harmlessly), and claims
-            # that were ours without our knowing are adopted later.
-            self._ended = ended + self._ended
-            self._give_up_claims(claims, owners)
-            self._adopt_soon()
-            raise
-        self._claiming -= len(claims)
-        if ended:
-            metrics.FLUSH_BATCH.observe(len(ended))
-        if done.claimed:
-            metrics.CLAIM_BATCH.observe(len(done.claimed))
-        if len(done.claimed) < len(claims):
-            got = {job.fence for job in done.claimed}
-            for fence, (kind, user_id) in zip(claims, owners, strict=True):
-                if fence not in got:
-                    self._scheduler.ended(kind, user_id)
-                    if self.feeder is not None:
-                        self.feeder.doubt(fence)
-        for job in done.claimed:
-            self._begin(job)
-        for row in done.ready:
-            if row.wait_s and self.feeder is not None:
-                self._scheduler.add(row.fence, row.kind, row.user_id, row.priority, wait_s=row.wait_s)
-                self.feeder.look()  # its timer may be the next
-            else:
-                self._scheduler.add(row.fence, row.kind, row.user_id, row.priority)
-        if done.ready and self._queue.rivals:
-            await self._db.fetch("notify_jobs")
-        if self._places.is_needed():
-            got = {job.fence for job in done.claimed}
-            missed = ((f, kind) for f, (kind, _) in zip(claims, owners, strict=True) if f not in got)
-            await self._places.drop(worker, self._places.pick(missed))
-            if self._queue.rivals:
-                await self._places.tell_others(freed)
-        if done.lost:
-            lost = set(done.lost)
-            for end, job in ended:
-                if end.fence in lost:
-                    metrics.JOBS_LOST.inc()
-                    log.warning("job.lost", job_id=job.id, kind=job.kind, attempt=job.attempt, what="end")
-        self._mark(ended, done.claimed)
-        return True
-
-    async def _end_one_by_one(
-        self, connection: database.Connection, ended: Sequence[tuple[Ended, ClaimedJob]], worker: int
-    ) -> None:
-        """One job's unstorable result must not hold back the others'. Nothing of them was written yet."""
-        self._ended = [*ended, *self._ended]
-        for end, job in ended:
-            try:
-                await self._queue.flush(connection, [end], worker, [])
-            except asyncpg.DataError as exc:
-                log.error("job.crashed", job_id=job.id, kind=job.kind, attempt=job.attempt, exc_info=exc)
-                await self._queue.flush(connection, [outcomes.not_storable(job, exc)], worker, [])
-            self._ended.remove((end, job))
-            self._mark([(end, job)], ())
-        self.look()  # parents that were released
-
-    def _mark(self, ended: Sequence[tuple[Ended, ClaimedJob]], claimed: Sequence[ClaimedJob]) -> None:
-        """Hints for the event streams; parents show their children, so they changed too."""
-        jobs = [*(job for _, job in ended), *claimed]
-        self._changes.mark(job.id for job in jobs)
-        self._changes.mark(job.parent_id for job in jobs if job.parent_id is not None)
-
-    def _give_up_claims(self, claims: list[int], owners: list[tuple[str, str]]) -> None:
-        self._claiming -= len(claims)
-        for fence, (kind, user_id) in zip(claims, owners, strict=True):
-            self._scheduler.ended(kind, user_id)
-            if self.feeder is not None:
-                self.feeder.doubt(fence)
-        if claims and self.feeder is not None:
-            self.feeder.recheck()
-
-    async def _lower_mark(self, connection: database.Connection, worker: int, fence: int) -> None:
-        """Rescue looks for our jobs from this fence on: it must never lie above one of them."""
-        if fence < self._lease.low_fence:
-            with database.translate_errors():
-                await connection.fetch(self._db.sql["lower_fence_mark"], worker, fence)
-            self._lease.low_fence = fence
 
     # -- watching over what runs ----------------------------------------------------------------------
 
@@ -496,7 +351,7 @@ class Workers:
         for job in self._todo:
             self._scheduler.ended(job.kind, job.user_id)
         self._todo.clear()
-        self._adopt_soon()
+        self.adopt_soon()
         for running in self.running.values():
             self._cancel(running, "lost")
 
@@ -540,7 +395,7 @@ class Workers:
             await self._db.fetch("raise_fence_mark", self.worker_id, lowest)
             self._lease.low_fence = lowest
 
-    def _adopt_soon(self) -> None:
+    def adopt_soon(self) -> None:
         """Look for orphans: soon, and until a statement whose answer was lost must have ended."""
         now = asyncio.get_running_loop().time()
         if not self._adopt_at or self._adopt_at[-1] < now + ADOPT_AFTER_S[-1] - 1:
@@ -551,15 +406,14 @@ class Workers:
         the job was given up while the lease was in doubt.
         """
         rows = await self._db.fetch("read_own_claims", self.worker_id, self._lease.low_fence, 2.0)
-        ours = {end.fence for end, _ in self._ended} | {job.fence for job in self._todo} | set(self.running)
+        ours = self.flusher.unwritten() | {job.fence for job in self._todo} | set(self.running)
         for row in rows:
             if row["fence"] not in ours:
                 job = ClaimedJob(
                     id=row["id"], fence=row["fence"], kind=row["kind"], user_id=row["user_id"],
                     attempt=row["attempt"], max_attempts=row["max_attempts"], input_text="{}",
                 )  # fmt: skip
-                self._ended.append((outcomes.interrupted(job), job))
-                self._flush_wanted.set()
+                self.flusher.end(outcomes.interrupted(job), job)
                 log.warning("job.adopted", job_id=job.id, kind=job.kind)
 
     async def run_cancels(self) -> None:
@@ -636,19 +490,6 @@ class Workers:
                     await self._empty.wait()
             except TimeoutError:
                 pass
-
-    async def flush_rest(self, within_s: float = 2.0) -> None:
-        """The last flush of a stop, after the one in flight: the ends that are not written yet."""
-        try:
-            async with asyncio.timeout(within_s):
-                connection = await self._open_flusher()
-                try:
-                    while await self._flush(connection):
-                        pass
-                finally:
-                    connection.terminate()
-        except (Unavailable, TimeoutError):
-            log.error("job.unflushed", count=len(self._ended))
 
     def held_ids(self) -> list[UUID]:
         """The jobs in this process's hands."""

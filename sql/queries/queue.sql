@@ -189,6 +189,25 @@ select
     )::text,
     null, null, null
 
+-- name: find_locked
+-- Of these attempts, those whose row or whose parent's row another transaction has locked. $1 fences
+with own as (
+    select s.fence, s.parent_id
+    from listingd.job_states as s
+    where s.fence = any($1::bigint[])
+),
+free as (
+    select s.fence from listingd.job_states as s where s.fence in (select o.fence from own as o) for update skip locked
+),
+free_parents as (
+    select s.id from listingd.job_states as s where s.id in (select o.parent_id from own as o) for update skip locked
+)
+select o.fence
+from own as o
+where
+    o.fence not in (select f.fence from free as f)
+    or (o.parent_id is not null and o.parent_id not in (select p.id from free_parents as p))
+
 -- name: fan_out
 -- The ids of the children now open; none when the attempt is no longer ours (the row says so by ok = false).
 -- $1 fence, $2 worker, $3 children (JSON array of {id, kind, slot, input})
@@ -281,7 +300,14 @@ select pg_notify('listingd_jobs', '')
 update listingd.job_states as s
 set progress = p.progress::jsonb, version = s.version + 1
 from unnest($1::bigint[], $2::text[]) as p (fence, progress)
-where s.fence = p.fence and s.state = 'processing' and s.worker = $3
+where
+    s.fence = p.fence
+    and s.fence = any(array(  -- a report that meets a lock is dropped: the next one says more
+        select c.fence
+        from listingd.job_states as c
+        where c.fence = any($1::bigint[]) and c.state = 'processing' and c.worker = $3
+        for update skip locked
+    ))
 returning s.fence, s.version
 
 -- name: save_asset
@@ -477,4 +503,5 @@ select
     set_config('enable_hashjoin', 'off', false),
     set_config('enable_mergejoin', 'off', false),
     set_config('enable_memoize', 'off', false),
-    set_config('plan_cache_mode', 'force_generic_plan', false)
+    set_config('plan_cache_mode', 'force_generic_plan', false),
+    set_config('lock_timeout', '500ms', false)

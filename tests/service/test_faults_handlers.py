@@ -244,7 +244,7 @@ async def test_a_claim_whose_answer_was_lost_is_handed_back(run: Run) -> None:
             )  # fmt: skip
             await service.db.fetch("lower_fence_mark", service.lease.worker_id, 0)
             service.lease.low_fence = 0
-        service.workers._adopt_soon()  # what a lost answer to a claim or a birth does
+        service.workers.adopt_soon()  # what a lost answer to a claim or a birth does
 
         done = await wait_for_state(service, job, "completed")
 

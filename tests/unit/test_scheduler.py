@@ -233,7 +233,7 @@ def test_no_fence_is_overlooked_whatever_the_order_of_commits(order: list[int], 
         for fence in sorted(f for f in visible if f > cursor.last or f in cursor.holes):
             seen.add(fence)
             cursor.saw(fence)
-        cursor.settle(oldest=1, following=2)  # a transaction from before the first fence still runs
+        cursor.settle(oldest=1, following=2, now=9.0)  # a transaction from before the first fence still runs
 
     assert set(range(1, 25)) == seen
     assert not cursor.holes
@@ -242,11 +242,25 @@ def test_no_fence_is_overlooked_whatever_the_order_of_commits(order: list[int], 
 def test_a_hole_is_forgotten_once_nobody_can_fill_it() -> None:
     cursor = FenceCursor()
     cursor.saw(5)
-    cursor.settle(oldest=100, following=110)
+    cursor.settle(oldest=100, following=110, now=0.0)
+    cursor.settle(oldest=100, following=111, now=2.0)
     assert {1, 2, 3, 4} == cursor.holes
-    cursor.settle(oldest=109, following=120)
+    cursor.settle(oldest=110, following=120, now=3.0)
     assert {1, 2, 3, 4} == cursor.holes
-    cursor.settle(oldest=110, following=121)
+    cursor.settle(oldest=111, following=121, now=4.0)
+    assert not cursor.holes
+
+
+def test_a_hole_waits_for_a_transaction_that_got_its_number_after_its_fence() -> None:
+    cursor = FenceCursor()
+    cursor.saw(5)  # transaction 110 has drawn 4 and has no number yet
+    cursor.settle(oldest=110, following=110, now=0.0)
+    for now in (0.1, 5.0, 10.0):  # it has its number and stays open
+        cursor.settle(oldest=110, following=111, now=now)
+    assert 4 in cursor.holes
+
+    cursor.settle(oldest=111, following=111, now=11.0)
+
     assert not cursor.holes
 
 
