@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format docs bench lock clean
+.PHONY: help demo serve test check format docs schema bench lock clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ docs: $(READY) ## write docs/configuration.md from the settings
 	{ sed '/^<!-- settings -->$$/q' docs/configuration.md; echo; cat docs/configuration.tmp; } > docs/configuration.new
 	mv docs/configuration.new docs/configuration.md
 	rm docs/configuration.tmp
+
+schema: $(READY) ## write sql/schema.sql from the migrations
+	$(BIN)/python -m tests.pg.schema_snapshot
 
 bench: $(READY) ## measure, and write docs/benchmarks.md
 	$(BIN)/python -m bench
