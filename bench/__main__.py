@@ -150,6 +150,7 @@ async def _run(
             )
     facts |= {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {(time.monotonic() - began) / 60:.0f} minutes",
+        "rounds": f"{campaign.rounds} at most, fewer where a section's share of {minutes:g} minutes was used up",
         "HTTP load": "wrk, one thread" if shutil.which("wrk") else "a client in Python on the same machine",
         "machine's speed": f"the same Python loop took {min(campaign.speed_ms):.1f} to {max(campaign.speed_ms):.1f} ms",
     }
@@ -168,14 +169,16 @@ def _write(campaign: Campaign, facts: dict[str, str], json_file: Path | None, do
     contestants = [campaign.listingd, *campaign.peers.values()]
     others = sorted(r.figures["other_percent"] for r in campaign.records if "other_percent" in r.figures)
     busy = others[len(others) // 2] if others else 0.0
-    warning = (
-        f"The machine was busy with other programs: they took {busy:.0f} % of one core (median over the measurements). All figures"
-        " are lower and noisier than on a quiet machine; the ratios say more."
-        if busy > BUSY_PERCENT
-        else ""
-    )
+    warnings = []
+    if campaign.sizes.finished < Sizes().finished:
+        warnings.append("This was a smoke run with small sizes.")
+    if busy > BUSY_PERCENT:
+        warnings.append(
+            f"The machine was busy with other programs: they took {busy:.0f} % of one core (median over the measurements)."
+            " All figures are lower and noisier than on a quiet machine; the ratios say more."
+        )
     report = Report(
-        records=campaign.records, failures=campaign.failures, skipped=campaign.skipped, facts=facts, warning=warning,
+        records=campaign.records, failures=campaign.failures, skipped=campaign.skipped, facts=facts, warning=" ".join(warnings),
         titles={c.name: c.title for c in contestants} | {BARE: BARE},
         versions={c.name: c.versions for c in contestants},
         settings={c.name: ", ".join(f"{k} {v}" for k, v in c.info["settings"].items()) for c in contestants},

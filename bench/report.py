@@ -145,7 +145,7 @@ def _throughput(report: Report) -> str:
         for name in _contestants(report, "drain")
         if (report.median("drain", "", name, "jobs") or math.inf) < report.jobs
     ]
-    less = f" (the slow ones fewer: {', '.join(slow)})" if slow else ""
+    less = f" (the slow ones drain fewer: {', '.join(slow)})" if slow else ""
     bare = [
         [case, report.cell("drain", case, BARE, "jobs_s", spread=True), report.ratio("drain", "", OURS, against=BARE, of_case=case)]
         for case in report.cases("drain", BARE)
@@ -155,9 +155,9 @@ def _throughput(report: Report) -> str:
         "WAL bytes/job", "the same right after a checkpoint",
     ]  # fmt: skip
     text = (
-        f"Drain: {show(report.jobs)} jobs wait, a worker starts; from the first handler's start until the database holds no\n"
-        f"unfinished job{less}. Sustained: a producer (100 jobs a\n"
-        "call) and the worker together. WAL: from the enqueue to the recorded end.\n\n" + _table(head, rows)
+        f"Drain: {show(report.jobs)} jobs wait{less}, a worker starts; from the first handler's start until the\n"
+        "database holds no unfinished job. Sustained: a producer (100 jobs a call) and the worker together. WAL: from the\n"
+        "enqueue to the recorded end.\n\n" + _table(head, rows)
     )
     if bare:
         text += "\n\nHand-written loops without a queue library, beside it:\n\n" + _table(
