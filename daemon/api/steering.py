@@ -28,7 +28,7 @@ class ChangeShare(models.Body):
 
     paused: bool | None = None
     why: Words = ""
-    weight: Annotated[float, Field(gt=0, le=1000)] | None = None
+    weight: Annotated[float, Field(ge=0.001, le=1000)] | None = None
 
 
 class Share(models.Answer):
@@ -86,7 +86,8 @@ class SteeringCalls:
     async def pause_lane(self, request: web.Request) -> web.Response:
         _, body = await read_json(request, self._http)
         asked = validate(_PAUSE_LANE, body)
-        if not await self._lanes.pause(request.match_info["name"], for_s=asked.for_s, why=asked.why):
+        name = request.match_info["name"]
+        if not name.isprintable() or not await self._lanes.pause(name, for_s=asked.for_s, why=asked.why):
             raise no_such("provider")
         return web.Response(status=204)
 

@@ -8,10 +8,11 @@ from uuid import uuid4
 
 import pytest
 from openapi_spec_validator import validate
+from yarl import URL
 
 from daemon.db import Database
 from daemon.settings import Settings
-from tests.api.operated import Operated, operated, user_token
+from tests.api.operated import FIRST, Operated, operated, user_token
 
 
 @pytest.fixture
@@ -90,8 +91,8 @@ async def test_queue_is_paused_limited_and_resumed(api: Operated) -> None:
 async def test_lanes_and_workers_are_shown(api: Operated) -> None:
     await api.db.fetchval("start_worker", "host-1", 60.0, ["ping"], 8, '{"version": "0.1.0"}')
     await api.db.pool.execute(
-        "insert into listingd.lanes (name, provider, max_in_flight, allowed, tokens, paused_at, paused_until, pause_code)"
-        " values ('openai:1', 'openai', 8, 4, 1, now(), now() + interval '1 hour', 'provider_budget_spent')"
+        "insert into listingd.lanes (name, provider, max_in_flight, allowed, paused_at, paused_until, pause_code)"
+        " values ('openai:1', 'openai', 8, 4, now(), now() + interval '1 hour', 'provider_budget_spent')"
     )
 
     _, workers, _ = await api.call("GET", "/v1/admin/workers")
@@ -134,10 +135,22 @@ async def test_budget_is_set_listed_and_dropped(api: Operated) -> None:
         ("POST", "/v1/admin/keys", {"name": "a", "extra": 1}),
         ("PATCH", "/v1/admin/queues/ping", {"concurrency": -1}),
         ("PATCH", "/v1/admin/queues/ping", {"paused": "yes"}),
+        ("PATCH", "/v1/admin/users/ann", {"weight": 1e-50}),  # the database's real makes 0 of it
     ],
 )
 async def test_wrong_fields_are_422(api: Operated, method: str, path: str, body: object) -> None:
     assert 422 == (await api.call(method, path, json=body))[0]
+
+
+async def test_provider_names_of_any_shape_are_404(api: Operated) -> None:
+    for name in ("nobody", "%00", "%ED%A0%80"):
+        for call in ("pause", "resume"):
+            path = URL(f"{api.url}/v1/admin/providers/{name}/{call}", encoded=True)
+            headers = {"Authorization": f"Bearer {FIRST}"}
+            async with api.client.post(
+                path, headers=headers, **({"json": {}} if call == "pause" else {})
+            ) as answer:
+                assert 404 == answer.status, (name, call)
 
 
 async def test_key_ids_of_any_shape_are_404(api: Operated) -> None:
