@@ -252,6 +252,7 @@ class Proxy:
         self._target_port = target_port
         self.swallowing = False
         self._open: set[asyncio.StreamWriter] = set()
+        self._half_open: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Proxy:
@@ -268,6 +269,10 @@ class Proxy:
         assert self._server is not None
         return int(self._server.sockets[0].getsockname()[1])
 
+    def break_silently(self) -> None:
+        """Nothing passes through today's connections any more, though they stay up; new ones work."""
+        self._half_open |= self._open
+
     def cut(self) -> None:
         """Close every connection."""
         for writer in self._open:
@@ -278,16 +283,18 @@ class Proxy:
         with suppress(OSError, asyncio.CancelledError):
             there, back = await asyncio.open_connection("127.0.0.1", self._target_port)
             await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
+        writer.close()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open.add(writer)
         try:
             while data := await reader.read(65536):
-                if not self.swallowing:
+                if not self.swallowing and writer not in self._half_open:
                     writer.write(data)
                     await writer.drain()
         except OSError:
             pass
         finally:
             self._open.discard(writer)
+            self._half_open.discard(writer)
             writer.close()

@@ -117,8 +117,7 @@ async def test_when_notifications_die_jobs_start_by_polling_and_the_listener_com
         ).start()
         await one.wait_for("listener.connected")
 
-        proxy.swallowing = True
-        began = time.monotonic()
+        proxy.break_silently()
         job = await sql.fetchval("select listingd.enqueue_job('ping')")
 
         async def is_done() -> bool:
@@ -128,11 +127,7 @@ async def test_when_notifications_die_jobs_start_by_polling_and_the_listener_com
 
         await eventually(is_done, 10)
         await one.wait_for("listener.lost", 40)
-        lost_s = time.monotonic() - began
-        proxy.swallowing = False
-        proxy.cut()
-        await eventually(lambda: len(one.find("listener.connected")) == 2, 30)
-        assert lost_s < 25
+        await eventually(lambda: len(one.find("listener.connected")) == 2, 20)
 
 
 async def test_the_daemon_follows_the_primary_after_a_promote(
