@@ -124,7 +124,9 @@ class Http(Group):
 
 
 class Database(Group):
-    pool_size: Annotated[int, Field(ge=1, le=1000)] = Field(10, description="Connections in the pool.")
+    pool_size: Annotated[int, Field(ge=1, le=1000)] = Field(
+        10, description="Connections in the pool; at most as many again read for users."
+    )
     connect_timeout_s: Seconds = Field(5, description="Time to open a connection.")
     statement_timeout_s: Seconds = Field(15, description="Time after which Postgres ends a statement.")
     lock_timeout_s: Seconds = Field(3, description="Time a statement waits for a lock.")
