@@ -179,13 +179,21 @@ def backoff_s(
     return at_least_s + jitter if at_least_s > 0 else jitter
 
 
+_entropy: list[int] = []  # 80 random bits each: asking the kernel once for many ids costs a tenth
+
+
 def new_id() -> UUID:
     """A UUIDv7: ids made later sort later (to the millisecond), so that indexes grow at one end.
 
     Source: RFC 9562 section 5.7.
     """
+    try:
+        rand = _entropy.pop()
+    except IndexError:
+        pool = os.urandom(10 * 256)
+        _entropy.extend(int.from_bytes(pool[at : at + 10], "big") for at in range(0, len(pool), 10))
+        rand = _entropy.pop()
     millis = time.time_ns() // 1_000_000
-    rand = int.from_bytes(os.urandom(10), "big")
     return UUID(
         int=(millis & 0xFFFF_FFFF_FFFF) << 80
         | 0x7000 << 64

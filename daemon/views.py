@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -251,22 +252,23 @@ class Views:
         """Nothing, or Unavailable when the database does not answer."""
         await self._db.fetchval("ping")
 
-    def show_created(self, job_id: UUID, job: NewJob, created_at: datetime) -> Job:
-        """A job as it was at the moment it was stored; needs no look at the database."""
-        text = str(job_id)
-        fields = {
-            "id": f'"{text}"', "kind": f'"{job.kind}"', "state": '"pending"',
-            "user_id": dump(job.user_id) if job.user_id else "null", "project_id": _quote(job.project_id),
-            "parent_id": "null", "slot": "null", "priority": str(job.priority), "attempt": "0",
-            "max_attempts": str(job.max_attempts), "created_at": _time(created_at),
-            "run_at": _time(job.run_at), "started_at": "null", "finished_at": "null",
-            "expires_at": _time(job.expires_at), "cancel_requested": "false", "progress": "null",
-            "queue_position": "null", "input": dump(job.input), "result": "null", "error": "null",
-            "cost": '{"estimated_usd":"0","actual_usd":"0","unknown_calls":0}', "items": "[]",
-            "assets": "[]", "metadata": dump(job.metadata) if job.metadata else "{}",
-            "tags": dump(job.tags) if job.tags else "[]", "version": "1", "links": self._links(text),
-        }  # fmt: skip
-        return Job(job_id, job.kind, State.PENDING, job.user_id, job.project_id, created_at, 1, (), fields)
+    def write_created(self, job_id: UUID, job: NewJob, created_at: datetime) -> str:
+        """The JSON of a job as it was at the moment it was stored; needs no look at the database.
+
+        The same fields as Job.to_json's; written in one piece, since every create pays for it.
+        """
+        user = dump(job.user_id) if job.user_id else "null"
+        return (
+            f'{{"id":"{job_id}","kind":"{job.kind}","state":"pending","user_id":{user},'
+            f'"project_id":{_quote(job.project_id)},"parent_id":null,"slot":null,"priority":{job.priority},'
+            f'"attempt":0,"max_attempts":{job.max_attempts},"created_at":{_time(created_at)},'
+            f'"run_at":{_time(job.run_at)},"started_at":null,"finished_at":null,'
+            f'"expires_at":{_time(job.expires_at)},"cancel_requested":false,"progress":null,'
+            f'"queue_position":null,"input":{dump(job.input)},"result":null,"error":null,'
+            '"cost":{"estimated_usd":"0","actual_usd":"0","unknown_calls":0},"items":[],"assets":[],'
+            f'"metadata":{dump(job.metadata) if job.metadata else "{}"},'
+            f'"tags":{dump(job.tags) if job.tags else "[]"},"version":1,"links":{self._links(str(job_id))}}}'
+        )
 
     def _job(self, row: asyncpg.Record) -> Job:
         state = State(row["state"])
@@ -335,6 +337,7 @@ def write_time(value: datetime) -> str:
     return value.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
+@lru_cache(maxsize=1024)  # jobs that were stored together share their times
 def _time(value: datetime | None) -> str:
     return "null" if value is None else f'"{write_time(value)}"'
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from daemon.views import Job, dump
+from daemon.views import dump
 
 MAX_WAIT_S = 60
 _WAIT = re.compile(r"(?:^|[,;])\s*wait=(\d{1,6})\s*(?:$|[,;])", re.IGNORECASE)
@@ -25,9 +25,9 @@ def json_answer(body: Any, status: int = 200, headers: Mapping[str, str] | None 
     )
 
 
-def etag(job: Job) -> str:
-    """Weak: what moves without a change of the job (queue_position) is no reason to read it again."""
-    return f'W/"{job.version}"'
+def etag(version: int) -> str:
+    """Of a job's version. Weak: what moves without a change of the job (queue_position) is no reason to read it again."""
+    return f'W/"{version}"'
 
 
 def matches(request: web.Request, tag: str) -> bool:

@@ -59,15 +59,14 @@ class Jobs:
         key = keyed(request, _fingerprint(document)) if "Idempotency-Key" in request.headers else None
         await self._admit([(asked.input, job)], key)
         created = (await self._store([job], key))[0]
-        shown = await self._show(created, job)
-        headers = {"Location": f"/v1/jobs/{shown.id}", "ETag": etag(shown)}
+        headers = {"Location": f"/v1/jobs/{created.id}", "ETag": etag(1)}
         if created.replayed:
             headers["Idempotency-Replayed"] = "true"
         wait_s = read_wait_s(request)
         if not wait_s:
-            return json_answer(shown.to_json(), 201, headers)
-        latest = await self._wait(shown, wait_s, until_final=True)
-        headers |= {"ETag": etag(latest), "Preference-Applied": f"wait={wait_s}"}
+            return json_answer(await self._write(created, job), 201, headers)
+        latest = await self._wait(created.id, 1, wait_s, until_final=True)
+        headers |= {"ETag": etag(latest.version), "Preference-Applied": f"wait={wait_s}"}
         return json_answer(latest.to_json(), 200 if latest.is_final else 202, headers)
 
     async def create_batch(self, request: web.Request) -> web.Response:
@@ -86,9 +85,9 @@ class Jobs:
         key = keyed(request, _fingerprint(document))
         await self._admit([(asked.input, job) for asked, job in zip(batch.jobs, jobs, strict=True)], key)
         created = await self._store(jobs, key)
-        shown = [await self._show(made, job) for made, job in zip(created, jobs, strict=True)]
+        written = [await self._write(made, job) for made, job in zip(created, jobs, strict=True)]
         headers = {"Idempotency-Replayed": "true"} if created[0].replayed else None
-        return json_answer('{"jobs":[' + ",".join(job.to_json() for job in shown) + "]}", 201, headers)
+        return json_answer('{"jobs":[' + ",".join(written) + "]}", 201, headers)
 
     async def read(self, request: web.Request) -> web.Response:
         principal = request[PRINCIPAL]
@@ -97,14 +96,14 @@ class Jobs:
         )
         job = await self._read_own(principal, path_id(request, "job"))
         wait_s = 0
-        if matches(request, etag(job)):
+        if matches(request, etag(job.version)):
             wait_s = read_wait_s(request)
             if wait_s and not job.is_final:
-                job = await self._wait(job, wait_s, until_final=False)
-        headers = {"ETag": etag(job)}
+                job = await self._wait(job.id, job.version, wait_s, until_final=False)
+        headers = {"ETag": etag(job.version)}
         if wait_s:
             headers["Preference-Applied"] = f"wait={wait_s}"
-        if matches(request, etag(job)):
+        if matches(request, etag(job.version)):
             return web.Response(status=304, headers=headers)
         return json_answer(job.to_json(wanted.fields), 200, headers)
 
@@ -152,7 +151,7 @@ class Jobs:
             raise no_such("job")
         self._changes.mark([job_id])
         job = await self._read_own(principal, job_id)
-        return json_answer(job.to_json(), 200 if job.is_final else 202, {"ETag": etag(job)})
+        return json_answer(job.to_json(), 200 if job.is_final else 202, {"ETag": etag(job.version)})
 
     async def retry(self, request: web.Request) -> web.Response:
         principal = request[PRINCIPAL]
@@ -167,7 +166,7 @@ class Jobs:
             )
         self._changes.mark([job_id])
         job = await self._read_own(principal, job_id)
-        return json_answer(job.to_json(), 202, {"ETag": etag(job)})
+        return json_answer(job.to_json(), 202, {"ETag": etag(job.version)})
 
     def _new_job(self, principal: Principal, asked: _CREATES, document: dict[str, Any]) -> NewJob:
         """What the queue stores: the input as it was sent, now that it is known to be valid."""
@@ -208,14 +207,14 @@ class Jobs:
         self._changes.mark([made.id for made in created])
         return created
 
-    async def _show(self, created: Created, job: NewJob) -> Job:
-        """The job as it was when it was stored: a replay gives the same bytes as the first answer."""
+    async def _write(self, created: Created, job: NewJob) -> str:
+        """The JSON of the job as it was when it was stored: a replay gives the same bytes as the first answer."""
         created_at = created.created_at
         if created_at is None:
             known = await self._views.read_created_at([created.id])
             # Erased since: the id begins with the time in ms (UUIDv7).
             created_at = known.get(created.id) or datetime.fromtimestamp((created.id.int >> 80) / 1000, UTC)
-        return self._views.show_created(created.id, job, created_at)
+        return self._views.write_created(created.id, job, created_at)
 
     async def _read_own(self, principal: Principal, job_id: UUID) -> Job:
         job = await self._views.read_job(job_id, principal.user_id)
@@ -225,19 +224,22 @@ class Jobs:
             raise no_such("job")
         return job
 
-    async def _wait(self, job: Job, wait_s: float, *, until_final: bool) -> Job:
+    async def _wait(self, job_id: UUID, version: int, wait_s: float, *, until_final: bool) -> Job:
         """The job once it has moved past the version given (or ended), or as it is after `wait_s` seconds."""
         end = asyncio.get_running_loop().time() + wait_s
-        with self._feed.watch([job.id]) as watch:
-            latest = (await self._views.read_jobs([job.id], None) or [job])[0]
-            watch.followed[job.id] = latest.version
-            while not (latest.is_final or (not until_final and latest.version > job.version)):
+        with self._feed.watch([job_id]) as watch:
+            found = await self._views.read_jobs([job_id], None)
+            if not found:
+                raise no_such("job")
+            latest = found[0]
+            watch.followed[job_id] = latest.version
+            while not (latest.is_final or (not until_final and latest.version > version)):
                 left_s = end - asyncio.get_running_loop().time()
                 if left_s <= 0 or watch.closed:
                     break
                 fresh = await watch.next(left_s)
-                if job.id in fresh:
-                    moved = fresh[job.id]
+                if job_id in fresh:
+                    moved = fresh[job_id]
                     if moved is None:
                         raise no_such("job")
                     latest = moved
