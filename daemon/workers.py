@@ -163,8 +163,8 @@ class Workers:
         self.begin(job)
 
     def offer(self, fence: int, kind: str, user_id: str, priority: int) -> None:
-        if self._scheduler.add(fence, kind, user_id, priority):
-            self.flusher.wake()
+        if self._scheduler.add(fence, kind, user_id, priority) and self.free_slots() > 0:
+            self.flusher.wake()  # without a free slot the next end wakes it
 
     def look(self) -> None:
         self.flusher.look()
