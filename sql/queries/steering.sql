@@ -53,9 +53,9 @@ limit 1000
 -- user_id, weight, paused, paused_why after the change. $1 user_id, $2 weight or null to keep, $3 paused or null to keep,
 -- $4 why
 insert into listingd.user_shares as u (user_id, weight, paused_at, paused_why)
-values ($1, coalesce($2, 1), case when $3 then now() end, case when $3 then $4 end)
+values ($1, coalesce($2::real, 1), case when $3 then now() end, case when $3 then $4 end)
 on conflict (user_id) do update set
-    weight = coalesce($2, u.weight),
+    weight = coalesce($2::real, u.weight),
     paused_at = case when $3 then coalesce(u.paused_at, now()) when not $3 then null else u.paused_at end,
     paused_why = case when $3 then $4 when not $3 then null else u.paused_why end
 returning

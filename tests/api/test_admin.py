@@ -88,6 +88,15 @@ async def test_queue_is_paused_limited_and_resumed(api: Operated) -> None:
     assert 5 == len((await api.call("GET", "/v1/admin/queues"))[1]["data"])
 
 
+async def test_share_of_a_user_may_be_a_fraction(api: Operated) -> None:
+    """Untyped, the statement made a whole number of it: 0.5 was 0 and a 500."""
+    for weight in (0.001, 0.5, 2.5):
+        _, changed, _ = await api.call("PATCH", "/v1/admin/users/ann", json={"weight": weight})
+        _, listed, _ = await api.call("GET", "/v1/admin/users")
+        assert [weight] == [round(share["weight"], 3) for share in listed["data"]]
+        assert changed == listed["data"][0]
+
+
 async def test_lanes_and_workers_are_shown(api: Operated) -> None:
     await api.db.fetchval("start_worker", "host-1", 60.0, ["ping"], 8, '{"version": "0.1.0"}')
     await api.db.pool.execute(
