@@ -17,7 +17,7 @@ from typing import Any, Self
 
 _SCRIPT = (
     "const f=document.querySelector('iframe'),r=()=>{try{f.style.height="
-    "f.contentDocument.documentElement.scrollHeight+'px'}catch{}};f.addEventListener('load',r);"
+    "f.contentDocument.documentElement.scrollHeight+2+'px'}catch{}};f.addEventListener('load',r);"
     "addEventListener('resize',r);r()"
 )
 _TITLES = {

@@ -33,7 +33,10 @@ def word_picture(slot: Slot, product: Product) -> Wording:
     Errors: Reject text_not_drawable; Reject facts_refused when no item may be shown.
     """
     if slot == "infographic":
-        field, texts, overline = "bullets", product.bullets, product.brand or ""
+        brand = product.brand or ""
+        # Most titles begin with the brand: it is not said twice, one line above the other.
+        is_said = product.title.casefold().startswith(brand.casefold())
+        field, texts, overline = "bullets", product.bullets, "" if is_said else brand
     elif slot == "in_the_box":
         field, texts, overline = "in_the_box", product.in_the_box, BOX_HEADING
     else:
