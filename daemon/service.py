@@ -67,6 +67,8 @@ from daemon.workers import Workers
 BUGS_BEFORE_EXIT = 5
 """A background task that died of a bug so often within a minute ends the process."""
 
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last: the terminal was closed
+
 DATABASE_WAIT_S = 15.0
 """How long a start waits for the database."""
 
@@ -132,6 +134,7 @@ class Service:
     url: str = ""
     stopping: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    began: float = field(default_factory=time.monotonic)
     leave: Callable[[], None] | None = None  # ends the process without waiting for tasks that refuse to end
 
     async def readiness(self) -> Readiness:
@@ -156,6 +159,7 @@ async def run_service(settings: Settings) -> AsyncIterator[Service]:
     began = time.monotonic()
     async with AsyncExitStack() as stack:
         stack.enter_context(hold_state_dir(settings))
+        find_service_key(settings)  # a server without one is refused before anything is changed
         dsn = None
         if settings.database_url is None:
             dsn = await stack.enter_async_context(embedded_postgres(settings))
@@ -304,7 +308,6 @@ async def _open_key_set(settings: Settings, stack: AsyncExitStack) -> KeySet | N
 
 async def _drain(service: Service) -> None:
     """The stop up to the point where nothing runs: the flusher still writes what ends meanwhile."""
-    began = time.monotonic()
     service.stopping = True
     limits = service.settings.workers
     sdnotify.stopping("draining")
@@ -316,7 +319,7 @@ async def _drain(service: Service) -> None:
     cut = await service.workers.drain(limits.soft_stop_s, limits.hard_stop_s)
     await service.workers.flusher.flush_rest()
     service.ended.set()
-    log.info("service.stopped", uptime_s=round(time.monotonic() - began, 3), released=cut)
+    log.info("service.stopped", uptime_s=round(time.monotonic() - service.began, 3), released=cut)
     if service.workers.stubborn and service.leave is not None:
         await _end_lease(service.lease)
         service.leave()
@@ -345,7 +348,7 @@ def _calm_collector() -> None:
 
 
 async def serve(settings: Settings, *, leave: Callable[[], None] | None = None) -> None:
-    """Run until SIGTERM or SIGINT; a second signal ends the soft wait at once.
+    """Run until a signal of _STOPS; a second one ends the soft wait at once.
 
     leave: called when all is handed back but a handler swallows its cancellation and will never end.
     """
@@ -354,7 +357,7 @@ async def serve(settings: Settings, *, leave: Callable[[], None] | None = None) 
     async with run_service(settings) as service:
         service.leave = leave
         _calm_collector()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _STOPS:
             loop.add_signal_handler(number, stop.set)
         sdnotify.ready(f"serving {service.url}")
         interval_s = sdnotify.watchdog_interval_s()
@@ -364,5 +367,5 @@ async def serve(settings: Settings, *, leave: Callable[[], None] | None = None) 
                     await stop.wait()
             except TimeoutError:
                 sdnotify.notify("WATCHDOG=1")
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _STOPS:
             loop.add_signal_handler(number, service.workers.hurry)

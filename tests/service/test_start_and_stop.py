@@ -1,0 +1,31 @@
+"""How a daemon begins and ends outside of systemd."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from running import environment, finish, start
+
+from tests.fleet import Daemon
+
+
+async def test_a_closed_terminal_stops_it_in_good_order(daemon: Callable[..., Daemon]):
+    """SIGHUP would end the process on the spot: jobs cut off, the embedded Postgres left behind."""
+    one = await daemon("one").start()
+
+    one.send(signal.SIGHUP)
+
+    assert 0 == await one.wait(20)
+    assert one.find("service.stopped")
+
+
+async def test_a_server_for_others_without_a_key_is_refused_before_anything_is_made(tmp_path: Path):
+    env = environment(LISTINGD_STATE_DIR=str(tmp_path / "state"), LISTINGD_HTTP__HOST="0.0.0.0")
+
+    ended = await finish(await start("serve", "--port", "0", env=env, cwd=tmp_path))
+
+    assert 2 == ended.code, ended.err
+    assert "LISTINGD_SERVICE_KEY" in ended.err
+    assert ["lock"] == [path.name for path in (tmp_path / "state").iterdir()]
