@@ -114,8 +114,7 @@ class Jobs(RuleBasedStateMachine):
             for c in self.children_of(parent.id)
             if self.expected.get(c.id, c.state) in OPEN and c.id != row.id
         ]
-        if not others:
-            self.expected[parent.id] = "pending"
+        self.expected[parent.id] = "waiting" if others else "pending"  # it counts
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -248,6 +247,21 @@ class Jobs(RuleBasedStateMachine):
         assert (ready is None) == row.cancel_requested
         if ready is not None:
             assert max(len(there), children) == len(self.children_of(row.id))
+
+    @rule(children=st.integers(2, 3))
+    def start_family(self, children: int) -> None:
+        """A parent that waits for children that run: few random walks get that far."""
+        living = next(w for w in self.workers if w not in self.dead)
+        slots = [{"id": str(new_id()), "kind": "ping", "slot": str(n), "input": {}} for n in range(children)]
+        with self.step():
+            parent = self.value("select listingd.enqueue_job('pack')")
+            fence = self.value("select fence from listingd.job_states where id = $1", parent)
+            self.do(self.flush(living, claims=[fence]))
+            ready = self.do(self._queue.fan_out(fence, living, slots))
+            assert ready is not None
+            self.do(self.flush(living, claims=[row.fence for row in ready]))
+        assert ["waiting"] == [self.rows[parent].state]
+        assert {"processing"} == {child.state for child in self.children_of(parent)}
 
     @rule(number=pick)
     def cancel(self, number: int) -> None:
