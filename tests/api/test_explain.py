@@ -88,8 +88,8 @@ async def test_a_closed_lane_is_told_with_its_time(api: Api) -> None:
     job = await api.create()
     await start_worker(api)
     await api.execute(
-        "insert into listingd.lanes (name, provider, max_in_flight, allowed, tokens, paused_at, paused_until, "
-        "pause_code, pause_why) values ('openai:1', 'openai', 8, 4, 1, now(), now() + interval '1 hour', "
+        "insert into listingd.lanes (name, provider, max_in_flight, allowed, paused_at, paused_until, "
+        "pause_code, pause_why) values ('openai:1', 'openai', 8, 4, now(), now() + interval '1 hour', "
         "'provider_budget_spent', 'The account is empty.')"
     )
     error = '\'{"code": "lane_closed", "message": "No room.", "lane": "openai:1"}\''
