@@ -48,7 +48,11 @@ _SLOTS: Mapping[tuple[int, int], str] = {
     (350, 175): "aplus_wide",
     (150, 300): "aplus_tall",
 }
-_VIEWS = ("detail", "studio", "scene", "studio")  # pictures that stand side by side take turns
+_VIEWS = (
+    "studio",
+    "detail",
+    "scene",
+)  # by turns: three that stand side by side all differ, wherever they begin
 
 
 @dataclass(frozen=True, slots=True)
