@@ -21,7 +21,7 @@ from daemon import logs
 from daemon.queue import Queue, ReadyGroup
 from daemon.scheduler import FenceCursor, Horizon, Scheduler
 
-READ_SIZE = 2000
+READ_SIZE = 10_000
 HORIZON_S = 30.0
 """run_at within so many seconds is held as a timer; later ones stay in the database."""
 TIMER_MARGIN_S = 0.001
