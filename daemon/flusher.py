@@ -31,6 +31,9 @@ from daemon.places import Owner, Places
 from daemon.queue import Ended, Flushed, Queue
 from daemon.scheduler import Scheduler
 
+SMALL_FLUSH = 64
+"""Jobs below which a commit costs more than waiting for it."""
+
 ASIDE_S = 1.0
 """An end whose row is locked is tried again after so many seconds."""
 
@@ -41,6 +44,8 @@ log = logs.get_logger()
 
 class Pool(Protocol):
     """Where claimed jobs run (workers.py)."""
+
+    concurrency: int
 
     @property
     def worker_id(self) -> int | None: ...
@@ -80,6 +85,8 @@ class Flusher:
         self._ended: list[End] = []
         self._aside: list[End] = []
         self._aside_until = 0.0
+        # Half of the slots at once: the database works on one half while the pool runs the other.
+        self._most = max(SMALL_FLUSH, pool.concurrency // 2)
         self._wanted = asyncio.Event()
         self._flushing = asyncio.Lock()  # a stop's last flush waits for the one in flight
 
@@ -160,8 +167,8 @@ class Flusher:
     async def _flush_once(self, connection: database.Connection) -> bool:
         worker = self._pool.worker_id
         assert worker is not None  # the lease starts before the flusher
-        ended, self._ended = self._ended, []
-        slots = self._pool.claimable()
+        ended, self._ended = self._ended[: self._most], self._ended[self._most :]
+        slots = min(self._pool.claimable(), self._most)
         claims = self._scheduler.take(slots) if slots > 0 else []
         if self._scheduler.spilled() is not None:
             self.look()
