@@ -14,10 +14,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
 from ipaddress import ip_network
 from typing import Any
 from uuid import UUID
@@ -42,6 +40,7 @@ from daemon.imaging import codec
 from daemon.jobs import ChildJob, ClaimedJob, new_id
 from daemon.ledger import encode_json
 from daemon.payloads import INNER_INPUTS, INPUTS, Payload, PhotoRef
+from daemon.pixels import PixelPool
 from daemon.providers.guard import fetch_bytes
 from daemon.providers.protocols import Providers
 from daemon.queue import Queue
@@ -54,7 +53,7 @@ from daemon.storage import Storage
 class Services:
     """What every attempt of this process shares.
 
-    pixels: the bounded pool for image work; worker_id: the row of listingd.workers that claims are on;
+    pixels: the bounded threads for image work; worker_id: the row of listingd.workers that claims are on;
     report_progress: keeps the latest report of a fence and writes them in batches.
     """
 
@@ -64,7 +63,7 @@ class Services:
     steps: Steps
     providers: Providers
     settings: Settings
-    pixels: Executor
+    pixels: PixelPool
     worker_id: Callable[[], int | None]
     report_progress: Callable[[int, Mapping[str, Any]], None]
 
@@ -130,9 +129,8 @@ class Attempt:
     async def sleep(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
 
-    async def in_thread(self, work: Callable[..., Any], /, *args: Any, **kw: Any) -> Any:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._services.pixels, partial(work, *args, **kw))
+    async def in_thread(self, work: Callable[..., Any], /, *args: Any, first: bool = False, **kw: Any) -> Any:
+        return await self._services.pixels.run(work, *args, first=first, **kw)
 
     async def step(
         self,
@@ -152,7 +150,7 @@ class Attempt:
     async def load_photo(self, ref: PhotoRef) -> bytes:
         data = await (self._fetch_photo(ref.url) if ref.url is not None else self._read_photo(ref))
         try:
-            await self.in_thread(codec.inspect, data)
+            await asyncio.to_thread(codec.inspect, data)  # headers alone: not a matter of the pixel threads
         except (InvalidInput, TooLarge, UnsupportedMedia) as exc:
             raise Reject(exc.message, code="photo_unusable", hint=exc.hint, data=exc.data) from exc
         return data

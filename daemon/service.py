@@ -16,7 +16,6 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -47,6 +46,7 @@ from daemon.lease import Lease
 from daemon.ledger import Ledger
 from daemon.listener import Listener
 from daemon.migrate import migrate
+from daemon.pixels import PixelPool
 from daemon.providers.factory import build_providers, check_models
 from daemon.providers.protocols import Providers
 from daemon.queue import Queue
@@ -221,8 +221,8 @@ async def _build(
     providers = build_providers(settings, on_late_usage=lambda usage, model: steps.note_late(usage, model))
     for provider in (providers.cutout, providers.paint, providers.text):
         stack.push_async_callback(provider.close)
-    pixels = ThreadPoolExecutor(settings.workers.pixel_threads, thread_name_prefix="pixels")
-    stack.callback(pixels.shutdown, wait=False, cancel_futures=True)
+    pixels = PixelPool(settings.workers.pixel_threads)
+    stack.callback(pixels.close)
     ledger = Ledger(db, settings.budgets)
     lanes = Lanes(db, plan_lanes(settings), lambda: lease.worker_id)
     steps = Steps(ledger, storage, lanes, lambda: lease.worker_id)

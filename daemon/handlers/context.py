@@ -149,8 +149,11 @@ class JobContext(Protocol):
         """The asset an earlier attempt already saved for this role and slot, or None."""
         ...
 
-    async def in_thread(self, work: Callable[..., Any], /, *args: Any, **kw: Any) -> Any:
-        """Run CPU work (over 5 ms) in the bounded pixel pool."""
+    async def in_thread(self, work: Callable[..., Any], /, *args: Any, first: bool = False, **kw: Any) -> Any:
+        """Run CPU work (over 5 ms) in the bounded pixel pool.
+
+        first: a paid call waits for it, so it goes before the drawing of all jobs.
+        """
         ...
 
     async def sleep(self, delay_s: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from dataclasses import dataclass
 from decimal import Decimal
@@ -18,12 +19,13 @@ CUTOUT_TIMEOUT_S = 120.0
 class Cutout:
     """A product cut out of its photo.
 
-    photo: the seller's bytes; png: RGBA PNG of the same frame; sha256: of the png, hex; provider, model:
-    who cut it; cost_usd: what this job paid for it now.
+    photo: the seller's bytes; png: RGBA PNG of the same frame; photo_sha256, sha256: of the two, hex;
+    provider, model: who cut it; cost_usd: what this job paid for it now.
     """
 
     photo: bytes
     png: bytes
+    photo_sha256: str
     sha256: str
     provider: str
     model: str
@@ -41,7 +43,7 @@ async def cut_out_photo(ctx: JobContext, ref: PhotoRef) -> Cutout:
     Errors: those of ctx.load_photo and ctx.step.
     """
     photo = await ctx.load_photo(ref)
-    photo_sha256 = await ctx.in_thread(hash_bytes, photo)
+    photo_sha256 = await asyncio.to_thread(hash_bytes, photo)
     info = codec.inspect(photo)
     provider = ctx.providers.cutout
 
@@ -69,7 +71,8 @@ async def cut_out_photo(ctx: JobContext, ref: PhotoRef) -> Cutout:
     return Cutout(
         photo=photo,
         png=value.data,
-        sha256=await ctx.in_thread(hash_bytes, value.data),
+        photo_sha256=photo_sha256,
+        sha256=await asyncio.to_thread(hash_bytes, value.data),
         provider=provider.name,
         model=value.model,
         cost_usd=Decimal(0) if value.reused else value.usage.cost_usd,

@@ -21,12 +21,13 @@ from daemon.errors import Fate, ListingdError, ProviderError, Reject
 from daemon.handlers.context import Asset, JobContext
 from daemon.handlers.cutouts import Cutout, cut_out_photo
 from daemon.handlers.painting import Painted, paint_picture
+from daemon.handlers.recent import Recent
 from daemon.handlers.slots import SLOTS, require_facts
 from daemon.handlers.wording import Wording, report_left_out, word_picture
 from daemon.imaging import codec, provenance, scenes
 from daemon.imaging.colours import palette_of
 from daemon.imaging.compose import fit_frame, place_on_white, to_image, trim
-from daemon.imaging.cutout import judge_mask
+from daemon.imaging.cutout import MaskVerdict, judge_mask
 from daemon.imaging.detail import crop_detail
 from daemon.imaging.dimensions import Measures, draw_dimensions
 from daemon.imaging.drawings import MAX_BOX_ITEMS, MAX_CALLOUTS, draw_sheet
@@ -35,6 +36,7 @@ from daemon.payloads import ImageInput, PhotoRef
 
 STAGES = ("photo", "paint", "draw", "check", "save")
 _MAX_ENLARGEMENT = 2.0  # beyond this a product looks soft in the zoom
+_verdicts: Recent[MaskVerdict] = Recent(256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ async def cut_out_usable(ctx: JobContext, photo: PhotoRef) -> Cutout:
     Errors: Reject cutout_unreliable.
     """
     cutout = await cut_out_photo(ctx, photo)
-    verdict = judge_mask(await ctx.in_thread(codec.decode, cutout.png))
+    verdict = await _verdicts.find(cutout.sha256, lambda: ctx.in_thread(_judge, cutout.png, first=True))
     if not verdict.usable:
         raise Reject(
             f"The product could not be cut out of its photo: {' '.join(verdict.reasons)}",
@@ -117,6 +119,10 @@ async def cut_out_usable(ctx: JobContext, photo: PhotoRef) -> Cutout:
             data={"fill": verdict.fill, "edge_contact": verdict.edge_contact, "parts": verdict.parts},
         )
     return cutout
+
+
+def _judge(png: bytes) -> MaskVerdict:
+    return judge_mask(codec.decode(png))
 
 
 def _describe(asset: Asset, slot: str, code: str) -> dict[str, Any]:

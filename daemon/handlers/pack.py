@@ -15,7 +15,8 @@ from daemon.amazon import rules
 from daemon.errors import Reject
 from daemon.handlers.context import JobContext
 from daemon.handlers.image import cut_out_usable
-from daemon.handlers.slots import plan_slots, require_facts
+from daemon.handlers.painting import clean_photo
+from daemon.handlers.slots import SLOTS, plan_slots, require_facts
 from daemon.handlers.wording import word_picture
 from daemon.jobs import Child, ChildJob, FannedOut, State
 from daemon.payloads import PackInput, Slot
@@ -36,7 +37,9 @@ async def make_pack(ctx: JobContext) -> dict[str, Any] | FannedOut:
     for slot in slots:
         word_picture(slot, wanted.product)
     ctx.progress(0, len(slots), "cutout")
-    await cut_out_usable(ctx, wanted.photo)
+    cutout = await cut_out_usable(ctx, wanted.photo)
+    if any(SLOTS[slot].maker == "painter" for slot in slots):
+        await clean_photo(ctx, cutout)  # for all of them, before the threads are busy with drawing
     shared = wanted.model_dump(mode="json", exclude={"slots"})
     return FannedOut([Child("image", slot, {**shared, "slot": slot}) for slot in slots])
 

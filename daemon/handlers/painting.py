@@ -12,6 +12,7 @@ from daemon.errors import Fate, ListingdError, Lost, ProviderError
 from daemon.handlers.context import JobContext, StepValue
 from daemon.handlers.cutouts import Cutout, hash_bytes
 from daemon.handlers.prompts import paint_prompt
+from daemon.handlers.recent import Recent
 from daemon.imaging import codec
 from daemon.imaging.compose import fit_frame
 from daemon.payloads import ImageInput
@@ -20,6 +21,7 @@ from daemon.providers.protocols import PaintAnswer, PaintRequest
 PAINT_TIMEOUT_S = 420.0  # a ceiling for any painter; the adapter's own setting is tighter
 MAX_PAINT_PX = 2000  # models stop near 8 MP and get no better above this; larger pictures are enlarged
 _PREVIEWS_WAITING = 4
+_photos: Recent[bytes] = Recent(8)  # at 20 MB at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ async def paint_picture(ctx: JobContext, wanted: ImageInput, cutout: Cutout) -> 
     painter = ctx.providers.paint
     size_px = min(wanted.size_px, MAX_PAINT_PX)
     prompt = paint_prompt(wanted.slot, wanted.product, wanted.style, width_px=size_px, height_px=size_px)
-    photo = await ctx.in_thread(_clean_photo, cutout.photo)
+    photo = await clean_photo(ctx, cutout)
     request = PaintRequest(
         slot=wanted.slot,
         cutout_png=cutout.png,
@@ -146,8 +148,12 @@ def inspect_answer(image: bytes, provider: str) -> codec.PictureInfo:
         ) from exc  # fmt: skip
 
 
-def _clean_photo(photo: bytes) -> bytes:
-    """The photo as painters take it: upright JPEG without camera data."""
+async def clean_photo(ctx: JobContext, cutout: Cutout) -> bytes:
+    """The cut-out's photo as painters take it: upright JPEG without camera data. Made once for a pack."""
+    return await _photos.find(cutout.photo_sha256, lambda: ctx.in_thread(_clean, cutout.photo, first=True))
+
+
+def _clean(photo: bytes) -> bytes:
     return codec.encode_jpeg(codec.decode(photo), quality=95, max_bytes=20_000_000)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import io
 import threading
 from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -22,6 +22,7 @@ from daemon.errors import InvalidInput, Lost, ProviderError, Reject
 from daemon.handlers.context import JobContext
 from daemon.jobs import ClaimedJob, State, new_id
 from daemon.payloads import PhotoRef, PingInput, WebhookInput
+from daemon.pixels import PixelPool
 from daemon.providers.protocols import Providers
 from daemon.queue import Queue
 from daemon.settings import Fetch, Settings
@@ -66,7 +67,7 @@ async def desk(db: Database, settings: Settings) -> AsyncIterator[Desk]:
     storage = await open_storage(settings)
     daemon = await start_daemon(db, storage)
     reports: dict[int, Mapping[str, Any]] = {}
-    with ThreadPoolExecutor(1, thread_name_prefix="pixels") as pixels:
+    with closing(PixelPool(1)) as pixels:
         services = Services(
             db=db,
             queue=Queue(db),
@@ -238,6 +239,20 @@ async def test_work_on_pixels_runs_in_the_pool(desk: Desk) -> None:
 
     assert 5 == result
     assert thread.startswith("pixels")
+
+
+async def test_a_photo_is_loaded_while_all_pixel_threads_draw(desk: Desk) -> None:
+    photo, go_on = make_photo(), threading.Event()
+    upload_id = await upload(desk, photo)
+    attempt = await desk.claim()
+    drawing = asyncio.ensure_future(attempt.in_thread(go_on.wait, 30))
+
+    try:
+        assert photo == await attempt.load_photo(PhotoRef(upload_id=upload_id))
+        assert not drawing.done()
+    finally:
+        go_on.set()
+        await drawing
 
 
 async def test_progress_is_reported_under_the_fence(desk: Desk) -> None:

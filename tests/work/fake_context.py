@@ -22,11 +22,13 @@ from daemon.payloads import Payload, PhotoRef
 
 @dataclass(slots=True)
 class World:
-    """What outlives an attempt. photos: ref as JSON -> bytes; calls: names of the steps that really ran."""
+    """What outlives an attempt. photos: ref as JSON -> bytes; calls: names of the steps that really ran;
+    calls_and_pixels: the same with a "first" or "pixels" for each piece of work in a thread."""
 
     photos: dict[str, bytes] = field(default_factory=dict)
     steps: dict[tuple[str, ...], StepValue] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    calls_and_pixels: list[str] = field(default_factory=list)
     assets: list[Asset] = field(default_factory=list)
     files: dict[UUID, bytes] = field(default_factory=dict)
     checks: dict[UUID, list[Mapping[str, Any]]] = field(default_factory=dict)
@@ -87,6 +89,7 @@ class FakeContext:
         if key in self.world.steps:
             return replace(self.world.steps[key], reused=True)
         self.world.calls.append(name)
+        self.world.calls_and_pixels.append(name)
         value = await call()
         self.world.steps[key] = value
         return value
@@ -133,7 +136,8 @@ class FakeContext:
         found = [asset for asset in self.world.assets if (asset.role, asset.slot) == (role, slot)]
         return found[-1] if found else None
 
-    async def in_thread(self, work: Callable[..., Any], /, *args: Any, **kw: Any) -> Any:
+    async def in_thread(self, work: Callable[..., Any], /, *args: Any, first: bool = False, **kw: Any) -> Any:
+        self.world.calls_and_pixels.append("first" if first else "pixels")
         return await asyncio.to_thread(work, *args, **kw)
 
     async def sleep(self, delay_s: float) -> None:

@@ -109,6 +109,19 @@ async def test_each_slot_becomes_a_checked_jpeg_that_tells_its_origin(
     assert ctx.reports[-1][:2] == (5, 5)
 
 
+async def test_what_a_paid_call_waits_for_goes_before_drawing() -> None:
+    """A single picture has no pack that prepared its photo; one with the same photo finds it prepared."""
+    world = World()
+    ref = world.add_photo(photo(320, 340))
+
+    await _make(_context("lifestyle", world, photo=ref))
+    assert ["cutout", "first", "first", "paint:lifestyle", "pixels", "pixels"] == world.calls_and_pixels
+
+    world.calls_and_pixels.clear()
+    await _make(_context("main", world, photo=ref))
+    assert ["pixels", "pixels"] == world.calls_and_pixels
+
+
 async def test_main_image_passes_every_rule_of_its_own() -> None:
     result = await _make(_context("main"))
 

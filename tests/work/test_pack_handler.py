@@ -9,6 +9,7 @@ import pytest
 from daemon.errors import Reject
 from daemon.handlers import HANDLERS
 from daemon.handlers.context import Providers
+from daemon.handlers.slots import SLOTS
 from daemon.jobs import ChildJob, FannedOut, State, new_id
 from daemon.payloads import PACK_SLOTS, ImageInput, PackInput, Product
 from daemon.providers.offline_cutout import OfflineCutout
@@ -18,10 +19,10 @@ from tests.work.fake_context import FakeContext, World
 from tests.work.products import FACTS, photo
 
 
-def _context(**more: Any) -> FakeContext:
+def _context(photo_px: tuple[int, int] = (300, 360), **more: Any) -> FakeContext:
     world = World()
     wanted = PackInput.model_validate(
-        {"photo": world.add_photo(photo()), "product": FACTS, "size_px": 1000, **more}
+        {"photo": world.add_photo(photo(*photo_px)), "product": FACTS, "size_px": 1000, **more}
     )
     providers = Providers(OfflineCutout(), OfflinePaint(), OfflineText())
     return FakeContext(input=wanted, providers=providers, world=world, kind="pack")
@@ -58,6 +59,22 @@ async def test_childrens_inputs_are_valid_and_share_the_cutout() -> None:
 
     assert ctx.world.calls == ["cutout"]
     assert wanted.style.palette == ("#336699",)
+
+
+async def test_painted_pictures_of_a_pack_call_at_once() -> None:
+    """A pack lasts as long as its slowest picture: no pixel work may stand between the cut-out and the calls."""
+    ctx = _context(photo_px=(310, 350))
+    outcome = await _fan_out(ctx)
+    assert ["cutout", "first", "first"] == ctx.world.calls_and_pixels
+
+    for child in outcome.children:
+        if SLOTS[child.slot].maker == "code":
+            continue
+        ctx.world.calls_and_pixels.clear()
+        wanted = ImageInput.model_validate(child.input)
+        await HANDLERS["image"](FakeContext(input=wanted, providers=ctx.providers, world=ctx.world))
+
+        assert [f"paint:{child.slot}", "pixels", "pixels"] == ctx.world.calls_and_pixels
 
 
 async def test_missing_facts_stop_the_pack_before_anything_is_paid() -> None:
