@@ -1,7 +1,7 @@
 """Packs and A+ documents bought from protocol servers by a real daemon: how long, how many calls, and whether a
 kill -9 at any moment ever pays for anything twice.
 
-    python -m bench.packs --slow-s 8              a pack and an A+ job, each picture takes 8 s
+    python -m bench.packs --slow-s 8              a pack, then an A+ job, each picture takes 8 s
     python -m bench.packs --kills 200 --seed 1    a pack each time, the daemon killed in its middle
 
 Everything runs on this machine in a temporary directory. Prints one JSON line a measurement; exits with 1
@@ -27,6 +27,7 @@ from typing import Any
 
 import asyncpg
 
+from bench.processes import cpu_s
 from tests.fleet import Daemon, Server, find_port
 from tests.shop import PACK_CALLS, PRODUCT, Shop, finish, key_of, open_shop_client, order_pack, upload
 from tests.work.products import photo
@@ -233,7 +234,7 @@ async def measure_kills(directory: Path, dsn: str, count: int, seed: int) -> boo
 
 
 async def measure_slow(directory: Path, dsn: str, slow_s: float) -> bool:
-    """A pack and an A+ job at once in turn; wall time over the slowest picture."""
+    """A pack, then an A+ job: wall time over the slowest picture, when the calls began, the daemon's CPU time."""
     async with Shop() as shop, asyncpg.create_pool(dsn, min_size=1, max_size=2) as sql:
         daemon = await Daemon(directory / "one", dsn, **shop.settings()).start()
         try:
@@ -243,7 +244,7 @@ async def measure_slow(directory: Path, dsn: str, slow_s: float) -> bool:
                 shop.openai.latency_s, shop.removebg.latency_s, shop.gemini.latency_s = slow_s, 1.5, 3.0
                 for kind in ("pack", "aplus"):
                     bases = [len(shop.paid_calls(server)) for server in shop.servers]
-                    began = time.monotonic()
+                    began, used_s = time.monotonic(), cpu_s(daemon.process.pid)
                     if kind == "pack":
                         job_id = await order_pack(client, photo(1200, 1400), user_id=kind)
                     else:
@@ -261,6 +262,10 @@ async def measure_slow(directory: Path, dsn: str, slow_s: float) -> bool:
                         kind=kind, state=job["state"], wall_s=round(wall_s, 2), slowest_picture_s=slow_s,
                         ratio=round(wall_s / slow_s, 2), calls=calls, cost=job["cost"],
                         provider_s=provider_seconds(shop, bases),
+                        paint_began_s=[
+                            round(call.started_s - began, 2) for call in shop.paid_calls(shop.openai)[bases[0]:]
+                        ],
+                        cpu_s=round(cpu_s(daemon.process.pid) - used_s, 2), load=round(os.getloadavg()[0], 1),
                     )  # fmt: skip
             differences = await shop.differences(sql)
             write(

@@ -105,6 +105,16 @@ PAGES: dict[str, Page] = {
     "image_truncated": Page("The picture is cut off", "Send the file again; it ends too early."),
     "image_damaged": Page("The picture is damaged", "Open it in an image program and save it again."),
     "upload_missing": Page("The form holds no file", "Send one file part, in any field."),
+    # of failed jobs
+    "answers_unusable": Page(
+        "The provider's answers could not be used",
+        "Two calls were billed and gave no usable picture or text. Try another photo, model or wording, or "
+        "retry the job: that pays again.",
+    ),
+    "outcome_unknown": Page(
+        "Whether the provider was paid is not known",
+        "Two calls were cut off before their answers came. Look at the provider's usage page, then retry the job.",
+    ),
     # 429, 503
     "too_many_requests": Page(
         "Too many requests", "Slow down; `Retry-After` and `RateLimit` say by how much."

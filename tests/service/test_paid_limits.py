@@ -106,7 +106,7 @@ async def test_fifty_creates_race_for_a_budget_of_ten_over_two_daemons(
 async def test_an_empty_account_costs_few_calls_and_no_attempt(
     database: str, tmp_path: Path, shop: Shop
 ) -> None:
-    """Two hundred pictures wait; bench/packs.py --empty shows a thousand over several minutes."""
+    """Two hundred pictures wait for an account without money, and none of them pays for trying."""
     async with (
         shop_service(shop, database, tmp_path) as (_, client),
         asyncpg.create_pool(database, min_size=1, max_size=2) as sql,
