@@ -108,9 +108,13 @@ class Housekeeper:
             await self.retain()
             if loop.time() >= sweep_at:
                 sweep_at += DAY_S
-                files, size_bytes = await sweep_orphans(self._db, self._storage)
-                if files:
-                    log.info("storage.swept", count=files, bytes=size_bytes)
+                await self.sweep()
+
+    async def sweep(self) -> None:
+        """Delete the files of a day ago that nothing names. Errors: Unavailable."""
+        files, size_bytes = await sweep_orphans(self._db, self._storage)
+        if files:
+            log.info("storage.swept", count=files, bytes=size_bytes)
 
     async def retain(self) -> None:
         """One round. Errors: Unavailable."""
