@@ -16,6 +16,7 @@ from daemon.cli_keys import keys
 from daemon.cli_openapi import openapi
 from daemon.cli_options import Commands, config_option, read_settings, run_async
 from daemon.cli_queues import queues, top
+from daemon.cli_schedules import schedules
 from daemon.cli_verify import verify
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def version() -> None:
     click.echo(f"listingd {installed_version('listingd')} (Python {platform.python_version()})")
 
 
-for command in (demo, verify, enqueue, jobs, queues, top, keys, openapi):
+for command in (demo, verify, enqueue, jobs, queues, top, schedules, keys, openapi):
     commands.add_command(command)
 
 

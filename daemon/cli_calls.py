@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -53,3 +54,22 @@ def call_service(
 def print_json(value: Any) -> None:
     """Indented JSON on stdout, for people and for jq."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def read_input(given: str) -> dict[str, Any]:
+    """The object that --input stands for: JSON, @FILE, or - for stdin. Errors: click.BadParameter."""
+    try:
+        if given == "-":
+            given = sys.stdin.read()
+        elif given.startswith("@"):
+            given = Path(given[1:]).read_text(encoding="utf-8")
+        wanted = json.loads(given)
+    except OSError as exc:
+        raise click.BadParameter(
+            f"{given[1:]} cannot be read: {exc.strerror}.", param_hint="--input"
+        ) from exc
+    except ValueError as exc:
+        raise click.BadParameter(f"This is no JSON: {exc}.", param_hint="--input") from exc
+    if not isinstance(wanted, dict):
+        raise click.BadParameter("The input must be a JSON object.", param_hint="--input")
+    return wanted

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +9,7 @@ from uuid import UUID
 
 import click
 
-from daemon.cli_calls import call_service, json_option, print_json, url_option, with_service
+from daemon.cli_calls import call_service, json_option, print_json, read_input, url_option, with_service
 from daemon.cli_options import EXIT_FAILED, config_option
 
 if TYPE_CHECKING:
@@ -47,7 +45,7 @@ def enqueue(
     as_json: bool, url: str | None, config: Path | None, **more: Any,
 ) -> None:  # fmt: skip
     """Create a job of KIND and print its id."""
-    wanted = _read_input(given)
+    wanted = read_input(given)
     data = _read_photo(photo) if photo else None
     fields = {name: str(value) if isinstance(value, UUID) else value for name, value in more.items()}
     fields = {
@@ -192,25 +190,6 @@ def _watch(job_id: str, url: str | None, config: Path | None) -> None:
     _print_error(job)
     if job["state"] != "completed":
         raise click.exceptions.Exit(EXIT_FAILED)
-
-
-def _read_input(given: str) -> dict[str, Any]:
-    """Errors: click.BadParameter."""
-    try:
-        if given == "-":
-            given = sys.stdin.read()
-        elif given.startswith("@"):
-            given = Path(given[1:]).read_text(encoding="utf-8")
-        wanted = json.loads(given)
-    except OSError as exc:
-        raise click.BadParameter(
-            f"{given[1:]} cannot be read: {exc.strerror}.", param_hint="--input"
-        ) from exc
-    except ValueError as exc:
-        raise click.BadParameter(f"This is no JSON: {exc}.", param_hint="--input") from exc
-    if not isinstance(wanted, dict):
-        raise click.BadParameter("The input must be a JSON object.", param_hint="--input")
-    return wanted
 
 
 def _read_photo(path: Path) -> bytes:

@@ -25,6 +25,7 @@ from daemon.api import (
     jobs,
     openapi,
     projects,
+    schedules,
     steering,
     system,
     tokens,
@@ -59,6 +60,7 @@ def list_operator_routes(deps: ApiDeps, keys: ServiceKeys, providers: Providers)
         *usage.routes(deps, providers),
         *admin.routes(deps, keys),
         *steering.routes(deps),
+        *schedules.routes(deps),
     )
 
 

@@ -52,6 +52,7 @@ from daemon.providers.protocols import Providers
 from daemon.queue import Queue
 from daemon.read_tokens import ReadTokens
 from daemon.scheduler import Scheduler
+from daemon.schedules import Schedules
 from daemon.settings import Settings
 from daemon.settings_sources import find_service_key
 from daemon.steering import Steering
@@ -245,9 +246,15 @@ async def _build(
     steering = Steering(
         db=db, queue=queue, scheduler=scheduler, workers=workers, lease=lease, lanes=lanes, settings=settings
     )
+    schedules = Schedules(db)
+
+    def steered() -> None:
+        steering.hint()
+        schedules.hint()
+
     listener = Listener(db, {
         "listingd_jobs": feeder.look, "listingd_cancel": workers.hint_cancel,
-        "listingd_room": workers.hint_room, "listingd_steer": steering.hint,
+        "listingd_room": workers.hint_room, "listingd_steer": steered,
     })  # fmt: skip
     housekeeper = Housekeeper(
         db=db, queue=queue, workers=workers, feeder=feeder, lease=lease, changes=changes, lanes=lanes,
@@ -281,6 +288,7 @@ async def _build(
         "cancels": workers.run_cancels,
         "progress": workers.run_progress,
         "steering": steering.run,
+        "schedules": schedules.run,
         "housekeeping": housekeeper.run,
         "retention": housekeeper.run_retention,
         "vitals": Vitals(db, kinds=sorted(scheduler.kinds), hold_s=settings.database.vacuum_hold_s).run,

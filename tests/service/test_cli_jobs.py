@@ -139,6 +139,19 @@ async def test_queues_are_paused_limited_and_resumed(listingd: Command):
     assert "image is open" in resumed.out
 
 
+async def test_schedules_are_set_listed_and_removed(listingd: Command):
+    made = await listingd("schedules", "set", "nightly", "0 3 * * *", "ping", "--time-zone", "Europe/Berlin")
+    listed = await listingd("schedules", "list")
+    wrong = await listingd("schedules", "set", "nightly", "0 3 * *", "ping")
+    removed = await listingd("schedules", "remove", "nightly")
+
+    assert (0, 0, 0) == (made.code, listed.code, removed.code), made.err
+    assert 3 == made.out.count("T03:00:00+0")
+    assert "Europe/Berlin" in listed.out
+    assert "five fields" in wrong.err
+    assert wrong.code != 0
+
+
 async def test_top_prints_once_where_there_is_no_terminal(listingd: Command, service: Service):
     ended = await listingd("top")
 
