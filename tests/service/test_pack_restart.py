@@ -10,7 +10,8 @@ from typing import Any
 import asyncpg
 
 from daemon.client import Target, open_client
-from tests.fleet import KEY, REPOSITORY, Daemon
+from tests.conftest import REPOSITORY
+from tests.fleet import KEY, Daemon
 from tests.support import eventually
 
 SLOTS = ("main", "angle", "detail", "dimensions")
