@@ -1,7 +1,6 @@
 -- name: prune_assets
 -- The hashes of files of ended jobs that were made too long ago and that no open job or schedule of their user names;
--- their rows are gone. Ids begin with their time; an input may write one in capitals and without hyphens.
--- $1 age in seconds, $2 limit
+-- their rows are gone. Ids begin with their time. $1 age in seconds, $2 limit
 delete from listingd.assets as a
 where a.id in (
     select x.id
@@ -10,20 +9,7 @@ where a.id in (
     where
         x.id < listingd.first_id(now() - make_interval(secs => $1))
         and (s.id is null or s.finished_at is not null)
-        and not exists (
-            select
-            from listingd.jobs as j
-            join listingd.job_states as o on o.id = j.id
-            where
-                j.user_id = x.user_id and j.created_at >= x.created_at
-                and o.state in ('pending', 'processing', 'waiting')
-                and strpos(translate(lower(j.input::text), '-', ''), translate(x.id::text, '-', '')) > 0
-        )
-        and not exists (
-            select
-            from listingd.schedules as c
-            where c.user_id = x.user_id and strpos(translate(lower(c.input::text), '-', ''), translate(x.id::text, '-', '')) > 0
-        )
+        and not exists (select from listingd.find_named_ids() as n where n.user_id = x.user_id and n.id = x.id)
     order by x.id
     limit $2
 )
@@ -38,20 +24,7 @@ where u.id in (
     from listingd.uploads as x
     where
         x.id < listingd.first_id(now() - make_interval(secs => $1))
-        and not exists (
-            select
-            from listingd.jobs as j
-            join listingd.job_states as s on s.id = j.id
-            where
-                j.user_id = x.user_id and j.created_at >= x.created_at
-                and s.state in ('pending', 'processing', 'waiting')
-                and strpos(translate(lower(j.input::text), '-', ''), translate(x.id::text, '-', '')) > 0
-        )
-        and not exists (
-            select
-            from listingd.schedules as c
-            where c.user_id = x.user_id and strpos(translate(lower(c.input::text), '-', ''), translate(x.id::text, '-', '')) > 0
-        )
+        and not exists (select from listingd.find_named_ids() as n where n.user_id = x.user_id and n.id = x.id)
     order by x.id
     limit $2
 )
