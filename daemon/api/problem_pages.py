@@ -89,6 +89,7 @@ PAGES: dict[str, Page] = {
     "invalid_input": Page(
         "A field is not valid", "`errors` names each wrong field by its JSON pointer; /docs has the fields."
     ),
+    "nothing_to_change": Page("The request changes nothing", "Say what to change: `paused` or `weight`."),
     "bad_scope": Page("The scope cannot be read", "Ask for job:<id>, project:<id> or user:<id>."),
     "batch_too_large": Page("The batch is too large", "Send at most 1000 jobs at once."),
     "not_storable": Page("A value cannot be stored", "Numbers must fit the database's numeric type."),
