@@ -122,6 +122,7 @@ EVENTS: dict[str, Event] = {
     "webhook.failed": _event("warning", "endpoint_id event_type status error delivery", "A delivery failed."),
     "webhook.disabled": _event("warning", "endpoint_id why", "An endpoint gets nothing any more."),
     "schedule.fired": _event("info", "schedule count due_at", "The clock has enqueued jobs."),
+    "schedule.stopped": _event("error", "schedule error", "A schedule cannot be read: set it again."),
     # Postgres
     "database.lost": _event("warning", "error", "Postgres cannot be reached."),
     "database.restored": _event("info", "down_s", "Postgres answers again."),

@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, Literal
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -69,7 +70,7 @@ def find_fires(cron: str, time_zone: str, after: datetime, count: int) -> list[d
 
     Errors: InvalidInput cron_invalid, time_zone_unknown.
     """
-    return [at for at, _ in zip(_iterate(cron, time_zone, after), range(count), strict=False)]
+    return list(islice(_iterate(cron, time_zone, after), count))
 
 
 def find_missed(
@@ -92,7 +93,7 @@ def find_missed(
             return list(due), following
 
 
-def _iterate(cron: str, time_zone: str, after: datetime) -> CronSim:
+def _iterate(cron: str, time_zone: str, after: datetime) -> Iterator[datetime]:
     try:
         zone = ZoneInfo(time_zone)
     except (ValueError, OSError, LookupError) as exc:  # no such file, or a name that leaves the directory
@@ -102,9 +103,12 @@ def _iterate(cron: str, time_zone: str, after: datetime) -> CronSim:
             "cron", "cron_invalid", "A cron expression has five fields: minute hour day month weekday."
         )
     try:
-        return CronSim(cron, after.astimezone(zone))
+        times = CronSim(cron, after.astimezone(zone))
     except CronSimError as exc:
         raise _invalid("cron", "cron_invalid", f"{exc} in the cron expression.") from exc
+    # cronsim 2.8 begins in the first pass of the hour that autumn repeats when it is asked in the second.
+    moment = after.astimezone(UTC)
+    return (at for at in times if at > moment)
 
 
 def _invalid(field: str, code: str, message: str) -> InvalidInput:
@@ -157,8 +161,12 @@ class Schedules:
         jobs: list[UUID] = []
         for row in await self._db.fetch("read_due_schedules", _BATCH):
             times = (row["cron"], row["time_zone"], row["next_at"], row["now"], row["missed"])
-            # Two weeks of minutes take 0.3 s.
-            due, following = await asyncio.to_thread(find_missed, *times)
+            try:
+                # Two weeks of minutes take 0.3 s.
+                due, following = await asyncio.to_thread(find_missed, *times)
+            except InvalidInput as exc:  # written by SQL, or its zone is gone: it waits to be set again
+                log.error("schedule.stopped", schedule=row["name"], error=exc.message)
+                due, following = [], None
             fired = await self._db.fetch(
                 "fire_schedule", row["name"], row["next_at"], row["cron"], row["time_zone"], following, due
             )

@@ -23,7 +23,8 @@ with stored as (
         time_zone = excluded.time_zone, missed = excluded.missed, overlap = excluded.overlap,
         is_enabled = excluded.is_enabled,
         next_at = case
-            when s.is_enabled and s.cron = excluded.cron and s.time_zone = excluded.time_zone then s.next_at
+            when s.is_enabled and s.cron = excluded.cron and s.time_zone = excluded.time_zone
+                then coalesce(s.next_at, excluded.next_at)
             else excluded.next_at
         end
     returning s.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -177,6 +178,34 @@ async def test_a_kill_between_reading_and_firing_loses_and_doubles_nothing(
 
     assert 1 == len(await other)
     assert 1 == len(await jobs(db))
+
+
+@pytest.mark.parametrize("wrong", ["cron = 'at noon on some days'", "time_zone = 'Mars/Olympus'"])
+async def test_one_that_cannot_be_read_stops_alone(db: Database, schedules: Schedules, wrong: str) -> None:
+    """Written by SQL, or its zone was abolished. It would end every daemon's task again and again."""
+    await schedules.set(HOURLY, datetime.now(UTC))
+    await schedules.set(replace(HOURLY, name="sound"), datetime.now(UTC))
+    await wait_since(db, timedelta(minutes=1))
+    await db.pool.execute(f"update listingd.schedules set {wrong} where name = 'nightly'")
+
+    fired = await schedules.fire_due()
+    stopped = [schedule.name for schedule in await schedules.list_all() if schedule.next_at is None]
+    await schedules.set(HOURLY, datetime.now(UTC))
+
+    assert (1, ["nightly"]) == (len(fired), stopped)
+    assert all(schedule.next_at is not None for schedule in await schedules.list_all())
+
+
+async def test_one_that_was_stopped_goes_on_when_it_is_set_again_as_it_was(
+    db: Database, schedules: Schedules
+) -> None:
+    await schedules.set(HOURLY, datetime.now(UTC))
+    await db.pool.execute("update listingd.schedules set next_at = null")
+
+    await schedules.set(HOURLY, datetime.now(UTC))
+
+    [schedule] = await schedules.list_all()
+    assert schedule.next_at is not None
 
 
 async def test_a_running_daemon_heeds_a_schedule_at_its_hint(db: Database, schedules: Schedules) -> None:

@@ -43,6 +43,15 @@ def test_a_time_that_autumn_repeats_comes_once() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("cron", "following"),
+    [("30 2 * * *", "11-01 01:30"), ("*/30 * * * *", "10-31 01:30"), ("5 * * * *", "10-31 02:05")],
+)
+def test_what_comes_next_comes_later_in_the_hour_that_autumn_repeats(cron: str, following: str) -> None:
+    """01:10 UTC is the second 02:10; a schedule that is set then must not wait for a time that has gone by."""
+    assert [following] == utc(find_fires(cron, BERLIN, at("2027-10-31T01:10"), 1))
+
+
 def test_every_hour_is_every_hour_whatever_the_clock_shows() -> None:
     fires = find_fires("0 * * * *", BERLIN, at("2027-10-30T22:30"), 6)
 
