@@ -22,8 +22,8 @@ def schedules(db: Database) -> Schedules:
     return Schedules(db)
 
 
-async def wait_since(db: Database, ago: timedelta, **columns: Any) -> datetime:
-    """The schedule has been waiting for a time so long ago."""
+async def wait_since(db: Database, ago: timedelta = timedelta(0)) -> datetime:
+    """Schedules of every full hour have been waiting since the one so long ago (0: this hour's, which is due)."""
     next_at = (datetime.now(UTC) - ago).replace(minute=0, second=0, microsecond=0)
     await db.pool.execute("update listingd.schedules set next_at = $1", next_at)
     return next_at
@@ -50,7 +50,7 @@ async def test_a_schedule_waits_for_its_next_time(db: Database, schedules: Sched
 
 async def test_a_job_is_enqueued_as_it_was_asked_for(db: Database, schedules: Schedules) -> None:
     await schedules.set(HOURLY, datetime.now(UTC))
-    due = await wait_since(db, timedelta(minutes=1))
+    due = await wait_since(db)
 
     fired = await schedules.fire_due()
 
@@ -75,7 +75,7 @@ async def test_many_daemons_fire_it_once(db: Database, database: str, settings: 
     daemons = [Schedules(other) for other in others]
     await daemons[0].set(HOURLY, datetime.now(UTC))
     for _ in range(10):
-        await wait_since(db, timedelta(minutes=1))
+        await wait_since(db)
         fired = await asyncio.gather(*(daemon.fire_due() for daemon in daemons))
         assert 1 == sum(len(ids) for ids in fired)
     for other in others:
@@ -99,15 +99,15 @@ async def test_missed_times_are_made_up_for_as_asked(db: Database, schedules: Sc
 
 async def test_an_open_job_holds_the_next_one_back(db: Database, schedules: Schedules) -> None:
     await schedules.set(Schedule("s", "ping", {}, "0 * * * *", overlap="skip"), datetime.now(UTC))
-    await wait_since(db, timedelta(minutes=1))
+    await wait_since(db)
     [first] = await schedules.fire_due()
 
-    await wait_since(db, timedelta(minutes=1))
+    await wait_since(db)
     while_open = await schedules.fire_due()
     await db.pool.execute(
         "update listingd.job_states set state = 'completed', finished_at = now() where id = $1", first
     )
-    await wait_since(db, timedelta(minutes=1))
+    await wait_since(db)
     after = await schedules.fire_due()
 
     assert ([], 1) == (while_open, len(after))
@@ -115,7 +115,7 @@ async def test_an_open_job_holds_the_next_one_back(db: Database, schedules: Sche
 
 async def test_one_that_was_changed_meanwhile_fires_as_it_is_now(db: Database, schedules: Schedules) -> None:
     await schedules.set(HOURLY, datetime.now(UTC))
-    waited_for = await wait_since(db, timedelta(minutes=1))
+    waited_for = await wait_since(db)
     await schedules.set(Schedule("nightly", "ping", {}, "5 5 * * *"), datetime.now(UTC))
 
     late = await db.fetch(
@@ -135,7 +135,7 @@ async def test_one_that_was_changed_meanwhile_fires_as_it_is_now(db: Database, s
 async def test_setting_the_same_again_keeps_its_time(db: Database, schedules: Schedules) -> None:
     """A deployment that sets all schedules at every start must not lose one that is due."""
     await schedules.set(HOURLY, datetime.now(UTC))
-    due = await wait_since(db, timedelta(minutes=1))
+    due = await wait_since(db)
     await schedules.set(HOURLY, datetime.now(UTC))
 
     assert [due] == [schedule.next_at for schedule in await schedules.list_all()]
@@ -158,7 +158,7 @@ async def test_a_kill_between_reading_and_firing_loses_and_doubles_nothing(
 ) -> None:
     """The jobs and the next time are one transaction: what is rolled back is fired by the next daemon."""
     await schedules.set(HOURLY, datetime.now(UTC))
-    waited_for = await wait_since(db, timedelta(minutes=1))
+    waited_for = await wait_since(db)
     killed = await db.dedicated_connection("killed")
     await killed.execute("begin")
     await killed.fetch(
@@ -185,7 +185,7 @@ async def test_one_that_cannot_be_read_stops_alone(db: Database, schedules: Sche
     """Written by SQL, or its zone was abolished. It would end every daemon's task again and again."""
     await schedules.set(HOURLY, datetime.now(UTC))
     await schedules.set(replace(HOURLY, name="sound"), datetime.now(UTC))
-    await wait_since(db, timedelta(minutes=1))
+    await wait_since(db)
     await db.pool.execute(f"update listingd.schedules set {wrong} where name = 'nightly'")
 
     fired = await schedules.fire_due()
@@ -211,7 +211,7 @@ async def test_one_that_was_stopped_goes_on_when_it_is_set_again_as_it_was(
 async def test_a_running_daemon_heeds_a_schedule_at_its_hint(db: Database, schedules: Schedules) -> None:
     running = asyncio.create_task(schedules.run())
     await schedules.set(HOURLY, datetime.now(UTC))
-    await wait_since(db, timedelta(minutes=1))
+    await wait_since(db)
     schedules.hint()
 
     [row] = await eventually(lambda: jobs(db))
