@@ -488,13 +488,6 @@ where
     s.fence >= $2 and s.worker = $1 and s.state = 'processing'
     and s.started_at < now() - make_interval(secs => $3)
 
--- name: is_file_used
--- Whether an asset, an upload or the result of a step still names this file. $1 sha256
-select
-    exists (select from listingd.assets as a where a.sha256 = $1)
-    or exists (select from listingd.steps as s where s.content_sha256 = $1)
-    or exists (select from listingd.uploads as u where u.sha256 = $1) as used
-
 -- name: set_flusher
 -- Plans of the flusher's session: always by index, planned once. The planner guesses that a worker holds one job
 -- and would scan the table for it; and planning the flush anew costs 0.9 ms each time.

@@ -99,8 +99,7 @@ async def test_a_file_that_another_step_names_is_in_use(db: Database, connection
     row = await prune(db)
 
     assert ["shared"] == row["sha256s"]
-    assert await db.fetchval("is_file_used", "shared")
-    assert not await db.fetchval("is_file_used", "nobody's")
+    assert ["shared"] == [row["sha256"] for row in await db.fetch("find_owned", ["shared", "nobody's"])]
 
 
 async def test_retention_looks_at_old_jobs_alone(db: Database, connection: asyncpg.Connection) -> None:
