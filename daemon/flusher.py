@@ -14,7 +14,7 @@ row somebody else's open transaction has locked (an app that cancels inside its 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 from uuid import UUID
 
@@ -176,15 +176,17 @@ class Flusher:
             return False
         owners = [self._scheduler.known.pop(fence) for fence in claims]
         self.claiming += len(claims)
+        self._scheduler.claiming = claims
         limited = self.places.is_needed()
         freed = self.places.pick((end.fence, job.kind) for end, job in ended) if limited else []
         try:
             if claims and limited:
                 asked = len(claims)
-                claims, owners = await self.places.reserve(connection, worker, claims, owners, freed)
+                claims, owners, taken = await self.places.reserve(connection, worker, claims, owners, freed)
                 self.claiming -= asked - len(claims)
+                self._doubt(taken)
                 if not ended and not claims:
-                    return False
+                    return bool(taken)
             if claims:
                 await self._lower_mark(connection, worker, min(claims))
             done = await self._queue.flush(connection, [end for end, _ in ended], worker, claims)
@@ -202,6 +204,8 @@ class Flusher:
                 return True
             self._pool.adopt_soon()
             raise
+        finally:
+            self._scheduler.claiming = ()  # claimed, or in doubt: the feeder looks after those
         self.claiming -= len(claims)
         if ended:
             metrics.FLUSH_BATCH.observe(len(ended))
@@ -225,14 +229,16 @@ class Flusher:
     ) -> list[tuple[int, str]]:
         """(fence, kind) of claims that came back empty; the feeder reads their rows again."""
         got = {job.fence for job in done.claimed}
-        missed = []
-        for fence, (kind, user_id) in zip(claims, owners, strict=True):
-            if fence not in got:
-                self._scheduler.ended(kind, user_id)
-                if self.feeder is not None:
-                    self.feeder.doubt(fence)
-                missed.append((fence, kind))
-        return missed
+        missed = [(f, owner) for f, owner in zip(claims, owners, strict=True) if f not in got]
+        self._doubt(missed)
+        return [(fence, kind) for fence, (kind, _) in missed]
+
+    def _doubt(self, missed: Iterable[tuple[int, Owner]]) -> None:
+        """Jobs that another process has, or is about to have."""
+        for fence, (kind, user_id) in missed:
+            self._scheduler.ended(kind, user_id)
+            if self.feeder is not None:
+                self.feeder.doubt(fence)
 
     async def _offer_ready(self, done: Flushed) -> None:
         """Retries and released parents go back to the scheduler, and other processes hear of them."""

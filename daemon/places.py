@@ -2,7 +2,7 @@
 
     scheduler.take --> reserve (only for such kinds) --> flush          refused --> scheduler.put_back
 
-The database counts them under a lock of the kind (sql/functions/take_places.sql). Kinds without such a limit
+The database counts them under a lock of the kind (sql/functions/reserve_places.sql). Kinds without such a limit
 cost nothing here.
 """
 
@@ -40,22 +40,23 @@ class Places:
         claims: Sequence[int],
         owners: Sequence[Owner],
         ended: Sequence[int],
-    ) -> tuple[list[int], list[Owner]]:
-        """The claims that got a place or need none; the others go back to the scheduler.
+    ) -> tuple[list[int], list[Owner], list[tuple[int, Owner]]]:
+        """The claims that got a place or need none, and those that another process is about to make; what must
+        wait goes back to the scheduler.
 
         ended: fences whose end is written together with the claims. Errors: Unavailable.
         """
         wanted = self.pick((fence, kind) for fence, (kind, _) in zip(claims, owners, strict=True))
-        refused: set[int] = set()
+        refused: dict[int, bool] = {}
         if wanted:
             with database.translate_errors():
-                rows = await connection.fetch(self._db.sql["take_places"], worker, wanted, ended)
-            refused = {row["fence"] for row in rows}
-        kept = [(fence, owner) for fence, owner in zip(claims, owners, strict=True) if fence not in refused]
-        self._scheduler.put_back(
-            (fence, *owner) for fence, owner in zip(claims, owners, strict=True) if fence in refused
-        )
-        return [fence for fence, _ in kept], [owner for _, owner in kept]
+                rows = await connection.fetch(self._db.sql["reserve_places"], worker, wanted, ended)
+            refused = {row["fence"]: row["is_taken"] for row in rows}
+        asked = list(zip(claims, owners, strict=True))
+        self._scheduler.put_back((fence, *owner) for fence, owner in asked if refused.get(fence) is False)
+        kept = [(fence, owner) for fence, owner in asked if fence not in refused]
+        taken = [(fence, owner) for fence, owner in asked if refused.get(fence)]
+        return [fence for fence, _ in kept], [owner for _, owner in kept], taken
 
     async def drop(self, worker: int, fences: Sequence[int]) -> None:
         """Give back places of claims that came back empty. Errors: Unavailable."""

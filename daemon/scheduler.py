@@ -23,6 +23,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from time import monotonic
 
 MAX_HEADERS = 200_000
@@ -231,6 +232,7 @@ class Scheduler:
         self._paused_users: frozenset[str] = frozenset()
         self.waits_s: defaultdict[str, list[float]] = defaultdict(list)  # of what was taken, for the metrics
         self._spilled: set[str] = set()  # the users with a spilled_from
+        self.claiming: Sequence[int] = ()  # fences of the claims in flight, which are held here no more
 
     # -- what is ready ---------------------------------------------------------------------------------
 
@@ -497,11 +499,13 @@ class Scheduler:
         return sum(queue.ready for queue in self.kinds.values())
 
     def lowest_fence(self) -> int | None:
-        """No ready job that this scheduler knows of has a lower fence; timers do not count."""
+        """No ready job that this scheduler knows of has a lower fence; timers do not count. A claim in flight
+        does: should the process end before it is committed, its job is still ready.
+        """
         timed = {entry[1] for entry in self.timers}
-        held = [fence for fence in self.known if fence not in timed]
-        spilled = [u.spilled_from for u in self.users.values() if u.spilled_from is not None]
-        return min(held + spilled, default=None)
+        held = (fence for fence in self.known if fence not in timed)
+        spilled = (u.spilled_from for u in self.users.values() if u.spilled_from is not None)
+        return min(chain(held, spilled, self.claiming), default=None)
 
     def explain(self, *, fence: int, kind: str, user_id: str, free_slots: int) -> Reason:
         """Why a ready job of one of our kinds has not started: its kind, the slots, or the turns of others."""

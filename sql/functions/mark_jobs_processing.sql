@@ -37,7 +37,7 @@ begin
             and not exists (select from listingd.queues as q where q.kind = s.kind and q.paused_at is not null)
             and not exists (select from listingd.user_shares as u where u.user_id = s.user_id and u.paused_at is not null)
     );
-    allowed := array(select unnest(allowed) except select p.fence from listingd.take_places(own, allowed) as p (fence));
+    allowed := array(select unnest(allowed) except select p.fence from listingd.reserve_places(own, allowed) as p);
     return query
     with claimed as (
         update listingd.job_states as s

@@ -1,7 +1,7 @@
--- name: take_places
--- Those of the fences that must wait because their kind is full over all daemons.
+-- name: reserve_places
+-- Those of the fences that may not be claimed: their kind is full over all daemons, or another is about to (is_taken).
 -- $1 worker, $2 fences about to be claimed, $3 fences whose end is written in the same statement as the claim
-select t.fence from listingd.take_places($1, $2, $3) as t (fence)
+select r.fence, r.is_taken from listingd.reserve_places($1, $2, $3) as r
 
 -- name: drop_places
 -- Gives back places of claims that came back empty. $1 worker, $2 fences

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -273,15 +274,22 @@ class Model:
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Whatever happens: nothing runs twice, limits hold, nothing ready is lost, nobody starves."""
+    """Whatever happens: nothing runs twice, limits hold, nothing ready is lost, a user's own order is kept."""
 
-    @initialize(limit=st.integers(1, 4))
-    def begin(self, limit: int) -> None:
+    @initialize(limit=st.integers(1, 4), is_shared=st.booleans(), user_limit=st.sampled_from([None, 1, 3]))
+    def begin(self, limit: int, is_shared: bool, user_limit: int | None) -> None:
         self.clock = Clock()
-        self.scheduler = Scheduler(["image", "ping"], clock=self.clock)
-        self.scheduler.configure_kind("image", limit=limit, paused=False)
-        self.limit = limit
+        self.scheduler = Scheduler(["image", "ping"], clock=self.clock, user_limit=user_limit)
+        self.scheduler.configure_kind(
+            "image",
+            limit=None if is_shared else limit,
+            shared_limit=limit if is_shared else None,
+            paused=False,
+        )
+        self.limit, self.is_shared, self.user_limit = limit, is_shared, user_limit or 1 << 30
+        self.held: frozenset[str] = frozenset()
         self.model = Model()
+        self.scores: dict[int, float] = {}
         self.fence = 0
 
     @rule(
@@ -292,19 +300,51 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.add(self.fence, kind, user, priority)
         assert not self.scheduler.add(self.fence, kind, user, priority), "the same fence is held once"
         self.model.ready[self.fence] = (kind, user)
+        self.scores[self.fence] = self.clock.now - priority * 6.0
 
-    @rule(slots=st.integers(1, 6))
-    def take(self, slots: int) -> None:
+    @rule(slots=st.integers(1, 6), data=st.data())
+    def take(self, slots: int, data: st.DataObject) -> None:
+        was_full = self.scheduler.kinds["image"].is_full
         taken = self.scheduler.take(slots)
         assert len(taken) <= slots
         assert len(set(taken)) == len(taken)
+        self.order_is_kept(taken)
         for fence in taken:
             self.model.running[fence] = self.model.ready.pop(fence)
             self.scheduler.forget(fence)
         if len(taken) < slots:
-            left = Counter(kind for kind, _ in self.model.ready.values())
-            assert not left["ping"], "slots were left free although a job could run"
-            assert not left["image"] or self.running("image") == self.limit
+            assert not [
+                owner for owner in self.model.ready.values() if self.can_run(*owner, was_full=was_full)
+            ], "slots were left free although a job could run"
+        if self.is_shared:  # of those, other daemons were faster with some
+            images = [fence for fence in taken if self.model.running[fence][0] == "image"]
+            refused = images[len(images) - data.draw(st.integers(0, len(images))) :]
+            self.scheduler.put_back((fence, *self.model.running[fence]) for fence in refused)
+            for fence in refused:
+                self.model.ready[fence] = self.model.running.pop(fence)
+
+    def order_is_kept(self, taken: list[int]) -> None:
+        """Within one user and kind the lowest score goes first (to the jitter of one moment read twice)."""
+        for owner in {self.model.ready[fence] for fence in taken}:
+            scores = [self.scores[fence] for fence in taken if self.model.ready[fence] == owner]
+            left = [self.scores[f] for f, of in self.model.ready.items() if of == owner and f not in taken]
+            for earlier, later in pairwise([*scores, min(left, default=float("inf"))]):
+                assert earlier <= later + scheduler_module.JITTER_S
+
+    def can_run(self, kind: str, user: str, *, was_full: bool) -> bool:
+        of_user = sum(1 for _, owner in self.model.running.values() if owner == user)
+        if user in self.held or of_user >= self.user_limit:
+            return False
+        return kind == "ping" or not (was_full or self.running("image") >= self.limit)
+
+    @rule()
+    def reopen(self) -> None:
+        self.scheduler.reopen()
+
+    @rule(held=st.frozensets(st.sampled_from("abc")), weight=st.sampled_from([0.5, 1.0, 4.0]))
+    def hold(self, held: frozenset[str], weight: float) -> None:
+        self.scheduler.configure_users({"b": weight}, held)
+        self.held = held
 
     @precondition(lambda self: self.model.running)
     @rule(data=st.data())
@@ -317,6 +357,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         older = any(owner == user for _, owner in self.model.ready.values())
         if self.scheduler.admit(kind, user):
             assert not older
+            assert not (kind == "image" and self.is_shared), "it must ask for a place"
+            assert user not in self.held
             self.fence += 1
             self.model.running[self.fence] = (kind, user)
 
@@ -332,7 +374,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         if hasattr(self, "model"):
             assert self.running("image") <= self.limit
             assert self.scheduler.ready == len(self.model.ready)
+            assert set(self.scheduler.known) == set(self.model.ready)
             assert self.scheduler.kinds["image"].running == self.running("image")
+            for user in "abc":
+                running = sum(1 for _, owner in self.model.running.values() if owner == user)
+                assert running <= self.user_limit
+
+    def teardown(self) -> None:
+        """Nobody is stuck: with everything let go, all that is ready runs in the end."""
+        if not hasattr(self, "model"):
+            return
+        self.scheduler.configure_users({}, frozenset())
+        self.scheduler.reopen()
+        for _ in range(2 * len(self.model.ready) + len(self.model.running) + 2):
+            for fence in list(self.model.running):
+                self.scheduler.ended(*self.model.running.pop(fence))
+            for fence in self.scheduler.take(3):
+                self.model.running[fence] = self.model.ready.pop(fence)
+                self.scheduler.forget(fence)
+        assert not self.model.ready
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase

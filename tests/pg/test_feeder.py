@@ -1,0 +1,199 @@
+"""The low-water mark: whatever makes a job ready, and whenever, a daemon that starts from the mark finds it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import pytest
+
+from daemon import feeder as feeder_module
+from daemon.db import Database
+from daemon.feeder import Feeder
+from daemon.jobs import State, new_id
+from daemon.lanes import Lanes
+from daemon.queue import Ended, Queue
+from daemon.scheduler import Scheduler
+from tests.support import eventually
+
+
+class Site:
+    """A queue with a worker, a feeder that raises the mark at every poll, and what it holds."""
+
+    def __init__(self, db: Database, worker: int) -> None:
+        self.db, self.worker = db, worker
+        self.queue = Queue(db)
+        self.scheduler = Scheduler(["ping", "pack"])
+        self.feeder = Feeder(self.queue, self.scheduler, poll_s=0.02, on_ready=lambda: None)
+
+    async def add(self, kind: str = "ping") -> UUID:
+        job: UUID = await self.db.pool.fetchval("select listingd.enqueue_job($1)", kind)
+        return job
+
+    async def fence(self, job: UUID) -> int:
+        return int(await self.db.pool.fetchval("select fence from listingd.job_states where id = $1", job))
+
+    async def mark(self) -> int:
+        return (await self.queue.read_mark())[0]
+
+    async def claim(self, *jobs: UUID) -> list[int]:
+        """Claim as the flusher does: out of the scheduler's hands first."""
+        fences = [await self.fence(job) for job in jobs]
+        await eventually(lambda: set(fences) <= set(self.scheduler.known))
+        for fence in self.scheduler.take(len(self.scheduler.known)):
+            self.scheduler.forget(fence)
+        await self.flush([], fences)
+        return fences
+
+    async def flush(self, ended: list[Ended], claims: list[int]) -> None:
+        async with self.db.acquire() as connection:
+            await self.queue.flush(connection, ended, self.worker, claims)
+
+    async def pass_by(self) -> int:
+        """Let the mark rise above every job there is; where it stands then."""
+        last = await self.fence(await self.add("image"))  # of another's kind: it holds the mark
+        await eventually(lambda: self._has_risen_to(last))
+        await self.db.pool.execute(
+            "update listingd.job_states set state = 'cancelled' where fence = $1", last
+        )
+        await eventually(lambda: self._has_risen_to(last + 1))
+        return await self.mark()
+
+    async def _has_risen_to(self, fence: int) -> bool:
+        self.feeder.look()
+        return await self.mark() >= fence
+
+
+@pytest.fixture
+async def site(db: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    monkeypatch.setattr(feeder_module, "MARK_EVERY_S", 0.0)
+    worker = await db.fetchval("start_worker", "test", 600.0, ["ping", "pack"], 4, "{}")
+    made = Site(db, worker)
+    running = asyncio.create_task(made.feeder.run())
+    await made.pass_by()  # its start is over: nothing is read twice any more
+    yield made
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+@asynccontextmanager
+async def restarted(site: Site) -> AsyncIterator[Scheduler]:
+    """What a daemon that starts now holds: it knows the mark and nothing else."""
+    scheduler = Scheduler(["ping", "pack"])
+    feeder = Feeder(site.queue, scheduler, poll_s=0.02, on_ready=lambda: None)
+    running = asyncio.create_task(feeder.run())
+    yield scheduler
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def requeue(site: Site, job: UUID, fence: int) -> None:
+    await site.flush([Ended(fence, State.PENDING, gives_back=1)], [])
+
+
+async def retry_by_hand(site: Site, job: UUID, fence: int) -> None:
+    await site.flush([Ended(fence, State.FAILED, error_text='{"code": "x"}')], [])
+    await site.pass_by()
+    await site.queue.retry(job)
+
+
+async def rescue(site: Site, job: UUID, fence: int) -> None:
+    other = await site.db.fetchval("start_worker", "other", 600.0, ["ping"], 4, "{}")
+    await site.db.pool.execute("update listingd.workers set lease_until = now(), low_fence = $2 where id = $1",
+                               site.worker, fence)  # fmt: skip
+    await site.queue.rescue(allowed_rescues=2, dead_instance=None, own_worker=other)
+
+
+async def release_parent(site: Site, job: UUID, fence: int) -> None:
+    child = {"id": str(new_id()), "kind": "ping", "slot": "main", "input": {}}
+    assert await site.queue.fan_out(fence, site.worker, [child]) is not None
+    [child_fence] = await site.claim(UUID(child["id"]))
+    await site.pass_by()
+    await site.flush([Ended(child_fence, State.COMPLETED)], [])
+
+
+async def recall(site: Site, job: UUID, fence: int) -> None:
+    error = json.dumps({"code": "lane_closed", "lane": "openai:1"})
+    await site.flush([Ended(fence, State.PENDING, error_text=error, delay_s=240.0, gives_back=1)], [])
+    await site.db.pool.execute(
+        "insert into listingd.lanes (name, provider, max_in_flight, allowed, paused_until) "
+        "values ('openai:1', 'openai', 1, 1, now() + interval '1 hour')"
+    )
+    await site.pass_by()
+    assert await Lanes(site.db, {}, lambda: None).resume("openai:1")
+
+
+@pytest.mark.parametrize("make_ready", [requeue, retry_by_hand, rescue, release_parent, recall])
+async def test_what_becomes_ready_again_stands_above_the_mark(
+    site: Site, make_ready: Callable[[Site, UUID, int], Awaitable[None]]
+) -> None:
+    job = await site.add("pack" if make_ready is release_parent else "ping")
+    [fence] = await site.claim(job)
+    before = await site.pass_by()
+
+    await make_ready(site, job, fence)
+    again = await site.fence(job)
+
+    assert again >= before > fence
+    async with restarted(site) as scheduler:
+        await eventually(lambda: again in scheduler.known)
+
+
+async def test_a_lower_fence_that_commits_late_holds_the_mark(site: Site) -> None:
+    async with site.db.acquire() as slow:
+        transaction = slow.transaction()
+        await transaction.start()
+        late = await slow.fetchval("select listingd.enqueue_job('ping')")
+        fence = await slow.fetchval("select fence from listingd.job_states where id = $1", late)
+        await site.claim(await site.add())
+        site.feeder.look()
+        async with restarted(site) as scheduler:  # also one that starts while it is not committed
+            await site.claim(await site.add())
+            assert await site.mark() <= fence
+            await transaction.commit()
+            await eventually(lambda: fence in site.scheduler.known)
+            await eventually(lambda: fence in scheduler.known)
+
+    async with restarted(site) as scheduler:
+        await eventually(lambda: fence in scheduler.known)
+
+
+async def test_a_due_time_is_found_below_the_mark(site: Site) -> None:
+    job = await site.db.pool.fetchval(
+        "select listingd.enqueue_job('ping', run_at => now() + interval '20 seconds')"
+    )
+    fence = await site.fence(job)
+
+    assert await site.pass_by() > fence
+    async with restarted(site) as scheduler:
+        await eventually(lambda: fence in [entry[1] for entry in scheduler.timers])
+
+
+async def test_a_claim_in_flight_holds_the_mark(site: Site) -> None:
+    """P1: killed before the claim is committed, only a scan from the mark would find the job."""
+    fence = await site.fence(await site.add())
+    await eventually(lambda: fence in site.scheduler.known)
+    site.scheduler.claiming = site.scheduler.take(1)
+    site.scheduler.forget(fence)
+    for _ in range(3):
+        await site.add()
+    last = await site.fence(await site.add())
+    await eventually(lambda: last in site.scheduler.known)
+
+    await site.feeder._raise_mark()
+
+    assert await site.mark() <= fence
+
+
+async def test_a_job_of_a_kind_run_elsewhere_holds_the_mark_until_it_is_claimed(site: Site) -> None:
+    fence = await site.fence(await site.add("image"))
+    await site.claim(await site.add())
+    await eventually(lambda: site._has_risen_to(fence))
+    assert fence == await site.mark()
+
+    await site.db.pool.fetch("select * from listingd.mark_jobs_processing('rust', $1)", [fence])
+
+    await eventually(lambda: site._has_risen_to(fence + 1))
