@@ -23,7 +23,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, filterfalse
 from time import monotonic
 
 MAX_HEADERS = 200_000
@@ -503,7 +503,7 @@ class Scheduler:
         does: should the process end before it is committed, its job is still ready.
         """
         timed = {entry[1] for entry in self.timers}
-        held = (fence for fence in self.known if fence not in timed)
+        held = filterfalse(timed.__contains__, self.known) if timed else self.known
         spilled = (u.spilled_from for u in self.users.values() if u.spilled_from is not None)
         return min(chain(held, spilled, self.claiming), default=None)
 
