@@ -149,6 +149,7 @@ class Listingd(Peer):
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         async with service.run_service(settings) as running:
+            service.calm_collector()  # as `listingd serve` does
             if TRACE:
                 tell_claims(running.queue)
             await stop.wait()
