@@ -9,7 +9,7 @@ set search_path = pg_catalog, pg_temp
 as $$
     with asked as (
         select
-            listingd.new_id() as id, a.n, a.kind, coalesce(a.input, '{}') as input, coalesce(a.user_id, '') as user_id,
+            a.id, a.n, a.kind, coalesce(a.input, '{}') as input, coalesce(a.user_id, '') as user_id,
             a.project_id, coalesce(a.priority, 0::smallint) as priority, a.run_at, a.expires_at,
             coalesce(a.max_attempts, 4::smallint) as max_attempts, coalesce(a.metadata, '{}') as metadata,
             coalesce(a.tags, '{}') as tags, a.unique_key, nullif(a.webhook, 'null') as webhook
@@ -18,10 +18,11 @@ as $$
                 kind text, input jsonb, user_id text, project_id uuid, priority smallint, run_at timestamptz,
                 expires_at timestamptz, max_attempts smallint, metadata jsonb, tags text[], unique_key text,
                 webhook jsonb
-            )
+            ),
+            listingd.new_ids(jsonb_array_length(jobs))
         ) with ordinality as a (
             kind, input, user_id, project_id, priority, run_at, expires_at, max_attempts, metadata, tags, unique_key,
-            webhook, n
+            webhook, id, n
         )
     ),
     states as (
