@@ -4,8 +4,10 @@
          ^               ^                                                          |
          +---------------+----------------------------------------------------------+
 
-One flush is in flight at a time; while it is, the next batch gathers and the pool runs what the last one
-claimed. So an idle daemon answers within one round trip, and a busy one pays one commit for hundreds of jobs.
+While a flush is in flight the next batch gathers and the pool runs what the last one claimed. So an idle daemon
+answers within one round trip, and a busy one pays one commit for hundreds of jobs. A second flush takes off
+while the first is in flight once enough has gathered: Postgres works on one while the other waits for the disk
+or for Python. The two never hold the same row, and lock the parents of what ended in one order.
 
 One job must not hold back the others: an end that the database cannot hold becomes a failure, and one whose
 row somebody else's open transaction has locked (an app that cancels inside its own) waits aside.
@@ -14,7 +16,8 @@ row somebody else's open transaction has locked (an app that cancels inside its 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from itertools import chain
 from typing import Protocol
 from uuid import UUID
 
@@ -36,6 +39,9 @@ SMALL_FLUSH = 64
 
 ASIDE_S = 1.0
 """An end whose row is locked is tried again after so many seconds."""
+
+FLIGHTS = 2
+"""Flushes that may be in flight at once, each on a connection of its own."""
 
 End = tuple[Ended, ClaimedJob]
 
@@ -62,7 +68,10 @@ class Pool(Protocol):
 
 
 class Flusher:
-    """The one writer of ends and claims in a process. `run` must be running; feeder: set once it exists."""
+    """The one writer of ends and claims in a process. feeder: set once it exists.
+
+    `run` must be running, FLIGHTS times.
+    """
 
     def __init__(
         self,
@@ -83,12 +92,13 @@ class Flusher:
         self.feeder: Feeder | None = None
         self.claiming = 0  # slots promised to claims in flight
         self._ended: list[End] = []
+        self._flying: list[list[End]] = []  # the ends of each flush in flight
         self._aside: list[End] = []
         self._aside_until = 0.0
-        # Half of the slots at once: the database works on one half while the pool runs the other.
-        self._most = max(SMALL_FLUSH, pool.concurrency // 2)
+        # A share of the slots at once: the pool runs one share while the database works on the others.
+        self._most = max(SMALL_FLUSH, pool.concurrency // (FLIGHTS + 1))
         self._wanted = asyncio.Event()
-        self._flushing = asyncio.Lock()  # a stop's last flush waits for the one in flight
+        self._landed = asyncio.Event()
 
     # -- what the pool tells ------------------------------------------------------------------------------
 
@@ -113,12 +123,12 @@ class Flusher:
 
     def unwritten(self) -> set[int]:
         """Fences of attempts that have ended here and not yet in the database."""
-        return {end.fence for end, _ in (*self._ended, *self._aside)}
+        return {end.fence for end, _ in chain(self._ended, self._aside, *self._flying)}
 
     # -- life -----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Finish and claim for ever. Errors: Unavailable; run it again, nothing is forgotten."""
+        """Finish and claim for ever, on one connection. Errors: Unavailable; run it again, nothing is forgotten."""
         connection = await self._connect()
         connection.add_termination_listener(lambda _: self._wanted.set())
         try:
@@ -134,13 +144,15 @@ class Flusher:
             self._wanted.set()
 
     async def flush_rest(self, within_s: float = 2.0) -> None:
-        """The last flush of a stop, after the one in flight: the ends that are not written yet."""
+        """The last flush of a stop: the ends that are not written yet, those in flight among them."""
         try:
             async with asyncio.timeout(within_s):
                 connection = await self._connect()
                 try:
-                    while await self._flush(connection):
-                        pass
+                    while await self._flush(connection) or self._flying:
+                        self._landed.clear()
+                        if self._flying:
+                            await self._landed.wait()
                 finally:
                     connection.terminate()
         except (Unavailable, TimeoutError):
@@ -159,56 +171,68 @@ class Flusher:
 
     async def _flush(self, connection: database.Connection) -> bool:
         """One statement, when there is anything to end or to claim; whether there was."""
-        async with self._flushing:
+        if self._flying and not self._is_second_worth_it():
+            return False  # whoever lands goes on with it
+        ends: list[End] = []
+        self._flying.append(ends)
+        try:
             if self._aside and asyncio.get_running_loop().time() >= self._aside_until:
                 await self._take_up_again(connection)
-            return await self._flush_once(connection)
+            return await self._fly(connection, ends)
+        finally:
+            self._flying = [other for other in self._flying if other is not ends]
+            self._ended = ends + self._ended  # what could not be written; harmless, should it have been
+            self._landed.set()
 
-    async def _flush_once(self, connection: database.Connection) -> bool:
+    def _is_second_worth_it(self) -> bool:
+        if self.places.is_needed():  # refused places are put back to the take before: one at a time
+            return False
+        return max(len(self._ended), min(self._pool.claimable(), self._scheduler.ready)) >= SMALL_FLUSH
+
+    async def _fly(self, connection: database.Connection, ends: list[End]) -> bool:
+        """ends: takes up what is being written, and is left with what has not been."""
         worker = self._pool.worker_id
         assert worker is not None  # the lease starts before the flusher
-        ended, self._ended = self._ended[: self._most], self._ended[self._most :]
+        ends[:], self._ended = self._ended[: self._most], self._ended[self._most :]
         slots = min(self._pool.claimable(), self._most)
         claims = self._scheduler.take(slots) if slots > 0 else []
         if self._scheduler.spilled() is not None:
             self.look()
-        if not ended and not claims:
+        if not ends and not claims:
             return False
         owners = [self._scheduler.known.pop(fence) for fence in claims]
         self.claiming += len(claims)
-        self._scheduler.claiming = claims
+        self._scheduler.claiming.update(claims)
         limited = self.places.is_needed()
-        freed = self.places.pick((end.fence, job.kind) for end, job in ended) if limited else []
+        freed = self.places.pick((end.fence, job.kind) for end, job in ends) if limited else []
         try:
             if claims and limited:
-                asked = len(claims)
+                asked = claims
                 claims, owners, taken = await self.places.reserve(connection, worker, claims, owners, freed)
-                self.claiming -= asked - len(claims)
+                self._claim_no_more(set(asked).difference(claims))
                 self._doubt(taken)
-                if not ended and not claims:
+                if not ends and not claims:
                     return bool(taken)
             if claims:
                 await self._lower_mark(connection, worker, min(claims))
-            done = await self._queue.flush(connection, [end for end, _ in ended], worker, claims)
+            done = await self._queue.flush(connection, [end for end, _ in ends], worker, claims)
         except asyncpg.DataError:
             self._give_up(claims, owners)
-            await self._end_one_by_one(connection, ended, worker)
+            await self._end_one_by_one(connection, ends, worker)
             return True
         except BaseException as exc:
             # Perhaps it was committed: ends are written again (then they are lost, harmlessly), and claims
             # that were ours without our knowing are adopted later.
-            self._ended = ended + self._ended
             self._give_up(claims, owners)
             if isinstance(exc.__cause__, asyncpg.LockNotAvailableError):
-                await self._put_aside(connection)  # nothing was committed
+                await self._put_aside(connection, ends)  # nothing was committed
                 return True
             self._pool.adopt_soon()
             raise
-        finally:
-            self._scheduler.claiming = ()  # claimed, or in doubt: the feeder looks after those
-        self.claiming -= len(claims)
-        if ended:
-            metrics.FLUSH_BATCH.observe(len(ended))
+        self._claim_no_more(claims)
+        written, ends[:] = tuple(ends), ()
+        if written:
+            metrics.FLUSH_BATCH.observe(len(written))
         if done.claimed:
             metrics.CLAIM_BATCH.observe(len(done.claimed))
         missed = self._doubt_missed(claims, owners, done) if len(done.claimed) < len(claims) else []
@@ -220,8 +244,8 @@ class Flusher:
             if self._queue.rivals:
                 await self.places.tell_others(freed)
         if done.lost:
-            self._tell_lost(ended, done.lost)
-        self._mark(ended, done.claimed)
+            self._tell_lost(written, done.lost)
+        self._mark(written, done.claimed)
         return True
 
     def _doubt_missed(
@@ -266,8 +290,13 @@ class Flusher:
                 changed.append(job.parent_id)
         self._changes.mark(changed)
 
-    def _give_up(self, claims: Sequence[int], owners: Sequence[Owner]) -> None:
+    def _claim_no_more(self, claims: Collection[int]) -> None:
+        """These are claimed, refused, or in doubt; from here on the feeder may bring them again."""
         self.claiming -= len(claims)
+        self._scheduler.claiming.difference_update(claims)
+
+    def _give_up(self, claims: Sequence[int], owners: Sequence[Owner]) -> None:
+        self._claim_no_more(claims)
         for fence, (kind, user_id) in zip(claims, owners, strict=True):
             self._scheduler.ended(kind, user_id)
             if self.feeder is not None:
@@ -284,41 +313,43 @@ class Flusher:
 
     # -- ends that cannot be written ------------------------------------------------------------------------
 
-    async def _end_one_by_one(
-        self, connection: database.Connection, ended: Sequence[End], worker: int
-    ) -> None:
+    async def _end_one_by_one(self, connection: database.Connection, ends: list[End], worker: int) -> None:
         """One of these results is nothing that the database can hold. None of them was written yet."""
-        self._ended = [*ended, *self._ended]
-        for end, job in ended:
+        while ends:
+            end, job = ends[0]
             try:
                 await self._queue.flush(connection, [end], worker, [])
             except asyncpg.DataError as exc:
                 log.error("job.crashed", job_id=job.id, kind=job.kind, attempt=job.attempt, exc_info=exc)
                 await self._queue.flush(connection, [outcomes.not_storable(job, exc)], worker, [])
-            self._ended.remove((end, job))
-            self._mark([(end, job)], ())
+            self._mark(ends[:1], ())
+            del ends[0]
         self.look()  # parents that were released
 
-    async def _put_aside(self, connection: database.Connection) -> None:
+    async def _put_aside(self, connection: database.Connection, ends: list[End]) -> None:
         """Take out the ends whose rows, or whose parents' rows, another transaction has locked."""
-        free = await self._find_free(connection, self._ended)
-        locked = [(end, job) for end, job in self._ended if end.fence not in free]
-        self._ended = [(end, job) for end, job in self._ended if end.fence in free]
-        self._aside += locked
+        locked = await self._find_locked(connection, ends)
+        self._aside += [(end, job) for end, job in ends if end.fence in locked]
+        ends[:] = [(end, job) for end, job in ends if end.fence not in locked]
         loop = asyncio.get_running_loop()
         self._aside_until = loop.time() + ASIDE_S
         loop.call_later(ASIDE_S, self._wanted.set)
-        for _, job in locked:
-            log.warning("job.locked", job_id=job.id, kind=job.kind, again_in_s=ASIDE_S)
+        for end, job in self._aside:
+            if end.fence in locked:
+                log.warning("job.locked", job_id=job.id, kind=job.kind, again_in_s=ASIDE_S)
 
     async def _take_up_again(self, connection: database.Connection) -> None:
-        self._ended = self._aside + self._ended
-        self._aside = []
-        await self._put_aside(connection)
+        """Let those that can be written now go with the next flush."""
+        ends, self._aside = self._aside, []
+        self._flying.append(ends)
+        try:
+            await self._put_aside(connection, ends)
+        finally:
+            self._flying = [other for other in self._flying if other is not ends]
+            self._ended = ends + self._ended
 
-    async def _find_free(self, connection: database.Connection, ends: Sequence[End]) -> set[int]:
-        """Fences of ends that can be written now, and of those that are no longer ours."""
-        fences = [end.fence for end, _ in ends]
+    async def _find_locked(self, connection: database.Connection, ends: Sequence[End]) -> set[int]:
+        """Fences of ends that cannot be written now."""
         with database.translate_errors():
-            rows = await connection.fetch(self._db.sql["find_locked"], fences)
-        return set(fences).difference(row["fence"] for row in rows)
+            rows = await connection.fetch(self._db.sql["find_locked"], [end.fence for end, _ in ends])
+        return {row["fence"] for row in rows}

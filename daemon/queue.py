@@ -425,7 +425,7 @@ class Queue:
         )
         meta = json.loads(rows[-1][6])
         return Flushed(
-            claimed=[ClaimedJob(*row) for row in rows[:-1]],
+            claimed=[ClaimedJob._make(row) for row in rows[:-1]],
             lost=meta["lost"],
             ready=[ReadyRow._make(row) for row in meta["ready"]],
         )  # fmt: skip

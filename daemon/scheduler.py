@@ -232,7 +232,7 @@ class Scheduler:
         self._paused_users: frozenset[str] = frozenset()
         self.waits_s: defaultdict[str, list[float]] = defaultdict(list)  # of what was taken, for the metrics
         self._spilled: set[str] = set()  # the users with a spilled_from
-        self.claiming: Sequence[int] = ()  # fences of the claims in flight, which are held here no more
+        self.claiming: set[int] = set()  # fences of the claims in flight, which are held here no more
 
     # -- what is ready ---------------------------------------------------------------------------------
 
@@ -276,7 +276,7 @@ class Scheduler:
         owner = (kind, user_id)
         before = user.size
         for fence in fences:
-            if fence in self.known:
+            if fence in self.known or fence in self.claiming:
                 continue
             full = user.size >= share or user.spilled_from is not None
             if full and (priority <= 0 or user.size >= 2 * share):

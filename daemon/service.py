@@ -36,6 +36,7 @@ from daemon.embedded import embedded_postgres, hold_state_dir
 from daemon.errors import Unavailable
 from daemon.explain import Explainer
 from daemon.feeder import Feeder
+from daemon.flusher import FLIGHTS
 from daemon.handlers import HANDLERS
 from daemon.handlers.context import Handler
 from daemon.handlers.webhook import WebhookHandler
@@ -280,7 +281,7 @@ async def _build(
     )  # fmt: skip
     tasks: dict[str, Callable[[], Awaitable[None]]] = {
         "workers": workers.run_pool,
-        "flusher": workers.flusher.run,
+        **{f"flusher-{number}": workers.flusher.run for number in range(FLIGHTS)},
         "feeder": feeder.run,
         "creator": queue.run_creator,
         "listener": listener.run,

@@ -196,6 +196,7 @@ class Workers:
         assert task is not None  # run by a TaskGroup
         while True:
             since = loop.time()
+            yield_at = since + BURST_S
             while todo:
                 job = todo.popleft()
                 if todo and self._idle and not self._waking:
@@ -205,8 +206,10 @@ class Workers:
                 if await self._run(running):
                     return  # the slot was taken away while the handler refused to stop
                 since = loop.time()
-                if since - running.began > BURST_S or self.flusher.backlog >= self.concurrency:
+                if since > yield_at or self.flusher.backlog >= self.concurrency:
                     await asyncio.sleep(0)
+                    since = loop.time()
+                    yield_at = since + BURST_S
             idle = loop.create_future()
             self._idle.append(idle)
             await idle
@@ -277,12 +280,13 @@ class Workers:
     def _end(self, job: ClaimedJob, ended: Ended | None, run_s: float) -> None:
         self._scheduler.ended(job.kind, job.user_id)
         self._progress.pop(job.fence, None)
-        if ended is not None:
+        if ended is None:
+            self.flusher.wake()  # for the slot
+        else:
             self.flusher.end(ended, job)
             self._ran[job.kind, ended.state].append(run_s)
             if self._tells or ended.state is State.FAILED:
                 self._tell(job, ended, run_s)
-        self.flusher.wake()
         if self.draining and not self.running:
             self._empty.set()
 

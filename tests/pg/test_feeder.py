@@ -176,7 +176,7 @@ async def test_a_claim_in_flight_holds_the_mark(site: Site) -> None:
     """P1: killed before the claim is committed, only a scan from the mark would find the job."""
     fence = await site.fence(await site.add())
     await eventually(lambda: fence in site.scheduler.known)
-    site.scheduler.claiming = site.scheduler.take(1)
+    site.scheduler.claiming = set(site.scheduler.take(1))
     site.scheduler.forget(fence)
     for _ in range(3):
         await site.add()

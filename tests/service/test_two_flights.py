@@ -1,0 +1,163 @@
+"""Flushes in flight beside one another: a crowd does not wait for one that is held up, a few jobs do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+
+from daemon.flusher import FLIGHTS, SMALL_FLUSH
+from daemon.queue import Flushed
+from daemon.service import Service, run_service
+from daemon.settings import Http, Settings, Workers
+from tests.support import eventually
+
+
+@dataclass
+class Gate:
+    """Holds up the next flush until it is told to let go; all others pass."""
+
+    service: Service
+    held: asyncio.Event = field(default_factory=asyncio.Event)
+    let_go: asyncio.Event = field(default_factory=asyncio.Event)
+    before: bool = True  # it has not reached the database yet
+    is_set: bool = False
+    at_once: int = 0
+    most_at_once: int = 0
+
+    def __post_init__(self) -> None:
+        flush = self.service.queue.flush
+
+        async def gated(*arguments: Any) -> Flushed:
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            try:
+                if not self.is_set:
+                    return await flush(*arguments)
+                self.is_set = False
+                done = None if self.before else await flush(*arguments)
+                self.held.set()
+                await self.let_go.wait()
+                return done if done is not None else await flush(*arguments)
+            finally:
+                self.at_once -= 1
+
+        self.service.queue.flush = gated  # type: ignore[method-assign]
+
+
+@pytest.fixture
+async def service(settings: Settings, database: str) -> AsyncIterator[Service]:
+    async with run_service(_with_many_slots(settings, database)) as running:
+        yield running
+
+
+def _with_many_slots(settings: Settings, database: str) -> Settings:
+    return settings.model_copy(
+        update={
+            "database_url": SecretStr(database), "http": Http(port=0),
+            "workers": Workers(concurrency=4 * SMALL_FLUSH),
+        }
+    )  # fmt: skip
+
+
+async def _enqueue(service: Service, count: int) -> None:
+    await service.db.pool.fetch(
+        'select listingd.enqueue_jobs((select jsonb_agg(\'{"kind": "ping"}\'::jsonb) from generate_series(1, $1)))',
+        count,
+    )
+
+
+async def _completed(service: Service) -> int:
+    count: int = await service.db.pool.fetchval(
+        "select count(*) from listingd.job_states where state = 'completed' and attempt = 1"
+    )
+    return count
+
+
+async def _are_completed(service: Service, count: int) -> bool:
+    return await _completed(service) == count
+
+
+async def test_a_crowd_passes_a_flush_that_is_held_up(service: Service) -> None:
+    gate = Gate(service, is_set=True)
+    await _enqueue(service, 1)
+    await gate.held.wait()
+
+    await _enqueue(service, 3 * SMALL_FLUSH)
+
+    await eventually(lambda: _has_at_least(service, 2 * SMALL_FLUSH))
+    gate.let_go.set()
+    await eventually(lambda: _are_completed(service, 3 * SMALL_FLUSH + 1))
+    assert gate.most_at_once == FLIGHTS
+
+
+async def _has_at_least(service: Service, count: int) -> bool:
+    return await _completed(service) >= count
+
+
+async def test_a_few_jobs_wait_for_the_flush_in_flight_and_go_together(service: Service) -> None:
+    """A commit for each of them would cost the database more than the wait costs them."""
+    gate = Gate(service, is_set=True)
+    await _enqueue(service, 1)
+    await gate.held.wait()
+
+    await _enqueue(service, SMALL_FLUSH - 1)
+    await eventually(lambda: service.scheduler.ready == SMALL_FLUSH - 1)
+    assert (0, 1) == (await _completed(service), gate.at_once)
+
+    gate.let_go.set()
+    await eventually(lambda: _are_completed(service, SMALL_FLUSH))
+    assert gate.most_at_once == 1
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["not-arrived", "committed"])
+async def test_a_flight_whose_connection_breaks_loses_and_repeats_nothing(
+    service: Service, database: str, before: bool
+) -> None:
+    """P2: whether its statement had been committed or not, while the other flight goes on."""
+    gate = Gate(service, before=before, is_set=True)
+    await _enqueue(service, 1)
+    await gate.held.wait()
+    await _enqueue(service, 3 * SMALL_FLUSH)
+    await eventually(lambda: _has_at_least(service, 2 * SMALL_FLUSH))
+
+    breaker = await asyncpg.connect(database)
+    await breaker.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and datname = current_database()"
+    )
+    gate.let_go.set()
+
+    await eventually(lambda: _are_finished(breaker, 3 * SMALL_FLUSH + 1), within_s=30)
+    assert [3 * SMALL_FLUSH + 1] == [
+        row["n"]
+        for row in await breaker.fetch("select count(*) as n from listingd.job_states group by state")
+    ]
+    await breaker.close()
+
+
+async def _are_finished(connection: asyncpg.Connection, count: int) -> bool:
+    found: int = await connection.fetchval(
+        "select count(*) from listingd.job_states where state = 'completed'"
+    )
+    return found == count
+
+
+async def test_a_stop_writes_what_is_in_flight(settings: Settings, database: str) -> None:
+    async with run_service(_with_many_slots(settings, database)) as service:
+        gate = Gate(service)
+        await _enqueue(service, 1)
+        await eventually(lambda: _are_completed(service, 1))
+        gate.is_set = True
+        await _enqueue(service, 1)
+        await gate.held.wait()
+        asyncio.get_running_loop().call_later(0.1, gate.let_go.set)
+
+    after = await asyncpg.connect(database)
+    states = await after.fetch("select state, count(*) as n from listingd.job_states group by state")
+    assert "processing" not in {row["state"] for row in states}
+    await after.close()
