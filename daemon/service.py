@@ -24,7 +24,7 @@ import aiohttp
 from aiohttp import web
 
 from daemon import db as database
-from daemon import http, logs, sdnotify
+from daemon import http, later, logs, sdnotify
 from daemon.api import system
 from daemon.api.admission import Admission
 from daemon.api.auth import BearerAuthenticator
@@ -134,6 +134,7 @@ class Service:
     service_key: str
     url: str = ""
     stopping: bool = False
+    serving: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     began: float = field(default_factory=time.monotonic)
     leave: Callable[[], None] | None = None  # ends the process without waiting for tasks that refuse to end
@@ -184,6 +185,7 @@ async def run_service(settings: Settings) -> AsyncIterator[Service]:
             "service.ready", url=service.url, version=system.read_version(), startup_s=round(time.monotonic() - began, 3),
             state_dir=str(settings.state_dir), pooled=db.pooled, pid=os.getpid(), instance=settings.instance,
         )  # fmt: skip
+        service.serving.set()
         yield service
 
 
@@ -293,14 +295,25 @@ async def _build(
         "retention": housekeeper.run_retention,
         "vitals": Vitals(db, kinds=sorted(scheduler.kinds), hold_s=settings.database.vacuum_hold_s).run,
         "late-answers": steps.book_late,
-        "models": lambda: _announce_retirements(providers),
+        "warm-up": lambda: _warm_up(service, feeder, providers),
     }
     app = http.build_app(deps, http.list_operator_routes(deps, keys, providers))
     return service, app, tasks
 
 
+async def _warm_up(service: Service, feeder: Feeder, providers: Providers) -> None:
+    """What a start puts off: modules that jobs will want, and asking for the models' last days.
+
+    Not before the first jobs are claimed: importing holds the interpreter, and would double the time to them.
+    """
+    await service.serving.wait()
+    await feeder.has_looked.wait()
+    await asyncio.to_thread(later.load_all)
+    await _announce_retirements(providers)
+
+
 async def _announce_retirements(providers: Providers) -> None:
-    """Warn of configured models that are about to end; the service is ready meanwhile."""
+    """Warn of configured models that are about to end."""
     for notice in await check_models(providers):
         log.warning(
             "provider.retiring", provider=notice.provider, model=notice.model, shutdown_date=notice.shutdown_on.isoformat()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,3 +31,15 @@ async def test_a_server_for_others_without_a_key_is_refused_before_anything_is_m
     assert 2 == ended.code, ended.err
     assert "LISTINGD_SERVICE_KEY" in ended.err
     assert ["lock"] == [path.name for path in (tmp_path / "state").iterdir()]
+
+
+def test_a_start_loads_neither_pixels_nor_vendors_nor_cryptography():
+    """They are half of the CPU of a start, and the first second needs none of them."""
+    heavy = "{'numpy', 'cv2', 'PIL', 'fontTools', 'rich', 'jwt', 'cryptography', 'openai', 'httpx2', 'google.generativeai'}"
+
+    shown = subprocess.run(
+        [sys.executable, "-c", f"import sys, daemon.cli, daemon.service; print(*{heavy} & sys.modules.keys())"],
+        env=environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    assert shown.stdout.strip() == ""
