@@ -130,6 +130,7 @@ class Service:
     lease: Lease
     listener: Listener
     steering: Steering
+    housekeeper: Housekeeper
     supervisor: Supervisor
     service_key: str
     url: str = ""
@@ -173,6 +174,7 @@ async def run_service(settings: Settings) -> AsyncIterator[Service]:
         await _patiently(service.lease.start)
         stack.push_async_callback(_end_lease, service.lease)
         await _patiently(service.steering.apply)  # before anything can be claimed
+        await _patiently(service.housekeeper.rescue)  # so that the first look finds what our last run held
         background = await stack.enter_async_context(asyncio.TaskGroup())
         running = [
             background.create_task(service.supervisor.keep(name, run), name=name)
@@ -264,8 +266,8 @@ async def _build(
     )  # fmt: skip
     service_key = find_service_key(settings).get_secret_value()
     service = Service(
-        settings, db, queue, scheduler, workers, lease, listener, steering, Supervisor(), service_key
-    )
+        settings, db, queue, scheduler, workers, lease, listener, steering, housekeeper, Supervisor(), service_key,
+    )  # fmt: skip
     keys = ServiceKeys(db, first_key=service_key)
     users = UserTokens(settings.auth, await _open_key_set(settings, stack))
     read_tokens = ReadTokens(db)
