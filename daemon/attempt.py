@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from ipaddress import ip_network
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -36,8 +36,8 @@ from daemon.errors import (
     UnsupportedMedia,
 )
 from daemon.handlers.context import Asset, Handler, JobContext, StepValue
-from daemon.imaging import codec
 from daemon.jobs import ChildJob, ClaimedJob, new_id
+from daemon.later import later
 from daemon.ledger import encode_json
 from daemon.payloads import INNER_INPUTS, INPUTS, Payload, PhotoRef
 from daemon.pixels import PixelPool
@@ -47,6 +47,11 @@ from daemon.queue import Queue
 from daemon.settings import Settings
 from daemon.steps import Steps
 from daemon.storage import Storage
+
+if TYPE_CHECKING:
+    from daemon.imaging import codec
+else:
+    codec = later("daemon.imaging.codec")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +155,8 @@ class Attempt:
     async def load_photo(self, ref: PhotoRef) -> bytes:
         data = await (self._fetch_photo(ref.url) if ref.url is not None else self._read_photo(ref))
         try:
-            await asyncio.to_thread(codec.inspect, data)  # headers alone: not a matter of the pixel threads
+            # Headers alone: not a matter of the pixel threads.
+            await asyncio.to_thread(lambda: codec.inspect(data))
         except (InvalidInput, TooLarge, UnsupportedMedia) as exc:
             raise Reject(exc.message, code="photo_unusable", hint=exc.hint, data=exc.data) from exc
         return data

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,6 +92,8 @@ async def _migrate(settings: Settings, *, only_list: bool) -> list[Applied] | li
 @commands.command()
 def version() -> None:
     """Print the version."""
+    from importlib.metadata import version as installed_version
+
     click.echo(f"listingd {installed_version('listingd')} (Python {platform.python_version()})")
 
 
@@ -101,4 +103,5 @@ for command in (demo, verify, enqueue, jobs, queues, top, schedules, keys, opena
 
 def main() -> None:
     """Entry point of the command `listingd`."""
+    gc.set_threshold(300_000, 20, 100)  # imports leave nothing to collect; service.serve sets its own
     commands(prog_name="listingd")

@@ -10,6 +10,7 @@ here as errors.Unavailable; every other error is a bug and passes untouched.
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -97,6 +98,7 @@ def sql_dir() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "sql"
 
 
+@functools.cache
 def load_queries(directory: Path | None = None) -> Mapping[str, str]:
     """Name to text of every statement in sql/queries/*.sql; the `-- name:` line stays as its first line.
 

@@ -44,6 +44,7 @@ class Feeder:
         self._poll_s = poll_s
         self._on_ready = on_ready
         self._wanted = asyncio.Event()
+        self.has_looked = asyncio.Event()  # once what waited at the start is with the scheduler
         self._cursor = FenceCursor()
         self._doubts: set[int] = set()
         self._foreign: set[int] = set()  # pending jobs of kinds that workers in other languages run
@@ -106,6 +107,7 @@ class Feeder:
         await self._read_pending(mark, last)
         await self._read_due()
         self._on_ready()
+        self.has_looked.set()
 
     async def _read_pending(self, fence: int, last: int, user_id: str | None = None) -> None:
         """Everything pending without run_at from `fence` to `last`, of one user or of all."""

@@ -9,6 +9,7 @@ Must never decide anything about jobs: that is below. The floor of imports is da
 from __future__ import annotations
 
 import asyncio
+import functools
 import resource
 import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -70,7 +71,6 @@ def build_app(deps: ApiDeps, more: Iterable[Route] = ()) -> web.Application:
     `app[FEED].run()` must be running for streams and long polls to see anything move; `serve` sees to it.
     """
     feed = Feed(deps.views, deps.changes)
-    document: dict[str, Any] = {}
     table = (
         *jobs.routes(deps, feed),
         *explain.routes(deps),
@@ -79,12 +79,16 @@ def build_app(deps: ApiDeps, more: Iterable[Route] = ()) -> web.Application:
         *uploads.routes(deps),
         *projects.routes(deps),
         *more,
-        *system.routes(deps, lambda: document),
+        *system.routes(deps, lambda: document()),
     )
     table = with_keys(table, deps.db, deps.settings.http)
-    document |= openapi.make_document(
-        table, version=system.read_version(), url=deps.settings.http.public_url or "/"
-    )
+
+    @functools.cache  # 0.1 s of CPU that few processes are ever asked for
+    def document() -> dict[str, Any]:
+        return openapi.make_document(
+            table, version=system.read_version(), url=deps.settings.http.public_url or "/"
+        )
+
     door = Door(deps, table)
     app = web.Application(middlewares=[door.answer], client_max_size=deps.settings.http.max_upload_bytes)
     an_id = _match_ids(route.path for route in table)

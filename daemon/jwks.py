@@ -14,13 +14,18 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
-import jwt
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from daemon.errors import Unavailable
+from daemon.later import later
+
+if TYPE_CHECKING:
+    import jwt
+    from cryptography.hazmat.primitives.asymmetric import rsa
+else:
+    jwt, rsa = later("jwt"), later("cryptography.hazmat.primitives.asymmetric.rsa")
 
 TTL_S = 600.0
 STALE_S = 86_400.0
@@ -141,6 +146,6 @@ def _read_key(entry: dict[str, Any]) -> PublicKey | None:
         key = jwt.PyJWK.from_dict(public, algorithm=algorithm).key
     except (jwt.PyJWTError, ValueError, TypeError):
         return None
-    if isinstance(key, RSAPublicKey) and not 2048 <= key.key_size <= 8192:
+    if isinstance(key, rsa.RSAPublicKey) and not 2048 <= key.key_size <= 8192:
         return None
     return PublicKey(algorithm, key)

@@ -80,9 +80,10 @@ async def migrate(target: str | Connection, *, directory: Path | None = None) ->
     with translate_errors():
         async with _connection(target) as connection:
             _require_version(connection)
+            missing = await _find_missing(connection, known)  # none at nearly every start
             return [
                 Applied(migration.number, migration.name)
-                for migration in known
+                for migration in missing
                 if await _apply_patiently(connection, migration, known)
             ]
 
@@ -93,9 +94,7 @@ async def pending(target: str | Connection, *, directory: Path | None = None) ->
     with translate_errors():
         async with _connection(target) as connection:
             _require_version(connection)
-            done = await _read_applied(connection)
-    _refuse_foreign(known, done)
-    return _missing(known, done)
+            return await _find_missing(connection, known)
 
 
 async def check_schema(target: str | Connection) -> None:
@@ -130,19 +129,13 @@ async def _apply_patiently(connection: Connection, migration: Migration, known: 
 
 
 async def _apply(connection: Connection, migration: Migration, known: Sequence[Migration]) -> bool:
-    """Apply one migration unless it is there already. True when this call applied it."""
+    """Apply one migration unless another process just did. True when this call applied it."""
     sql = load_queries()
-    done = await _read_applied(connection)
-    _refuse_foreign(known, done)
-    if migration not in _missing(known, done):
-        return False
     async with connection.transaction():
         await connection.fetchrow(sql["lock_migrations"])
         await connection.execute(sql["create_schema"])
         await connection.execute(sql["create_schema_migrations"])
-        done = await _read_applied(connection)
-        _refuse_foreign(known, done)
-        if migration not in _missing(known, done):
+        if migration not in await _find_missing(connection, known):
             return False
         await connection.fetchrow(sql["set_migration_timeouts"], _LOCK_TIMEOUT)
         try:
@@ -161,6 +154,13 @@ async def _apply(connection: Connection, migration: Migration, known: Sequence[M
     return True
 
 
+async def _find_missing(connection: Connection, known: Sequence[Migration]) -> list[Migration]:
+    """What of the known is not applied. Errors: Misconfigured when something else is."""
+    done = await _read_applied(connection)
+    _refuse_foreign(known, done)
+    return [m for m in known if m.number not in done or done[m.number][1] != m.checksum]
+
+
 async def _read_applied(connection: Connection) -> dict[int, tuple[str, str]]:
     """Number to (name, checksum) of what is applied."""
     sql = load_queries()
@@ -168,10 +168,6 @@ async def _read_applied(connection: Connection) -> dict[int, tuple[str, str]]:
         return {}
     rows = await connection.fetch(sql["list_migrations"])
     return {row["number"]: (row["name"], row["checksum"]) for row in rows}
-
-
-def _missing(known: Sequence[Migration], done: dict[int, tuple[str, str]]) -> list[Migration]:
-    return [m for m in known if m.number not in done or done[m.number][1] != m.checksum]
 
 
 def _refuse_foreign(known: Sequence[Migration], done: dict[int, tuple[str, str]]) -> None:

@@ -12,13 +12,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 from uuid import UUID
-
-import jwt
 
 from daemon.db import Database
 from daemon.errors import InvalidInput, NotFound
+from daemon.later import later
+
+if TYPE_CHECKING:
+    import jwt
+else:
+    jwt = later("jwt")
 
 PREFIX = "ld_read_"
 DEFAULT_TTL_S = 15 * 60

@@ -13,13 +13,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
-
-import jwt
+from typing import TYPE_CHECKING, Any
 
 from daemon.errors import Misconfigured, Unauthenticated
 from daemon.jwks import KeySet
+from daemon.later import later
 from daemon.settings import Auth
+
+if TYPE_CHECKING:
+    import jwt
+else:
+    jwt = later("jwt")
 
 MAX_BYTES = 8192
 LEEWAY_S = 10

@@ -162,8 +162,8 @@ class Daemon:
             "database_url": dsn, "state_dir": directory / "state", "instance": name, "service_key": KEY,
             "http__port": 0, "log__format": "json", "lease_s": 3, "heartbeat_s": 0.5, "poll_s": 1,
         } | settings  # fmt: skip
-        self._env = os.environ | {"FAULTS_JOURNAL": journal}
-        self._env |= {f"LISTINGD_{key.upper()}": str(value) for key, value in settings.items()}
+        self.env = os.environ | {"FAULTS_JOURNAL": journal}
+        self.env |= {f"LISTINGD_{key.upper()}": str(value) for key, value in settings.items()}
         self._log = directory / "log"
         self._log.touch()
         self._offset = 0
@@ -178,7 +178,7 @@ class Daemon:
     def launch(self) -> None:
         """Start it without waiting."""
         self._offset = self._log.stat().st_size
-        self.process = NURSERY.spawn(env=self._env, cwd=self.directory, log=self._log, kinds=self._kinds)
+        self.process = NURSERY.spawn(env=self.env, cwd=self.directory, log=self._log, kinds=self._kinds)
 
     @property
     def url(self) -> str:

@@ -9,6 +9,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable
 from email.utils import format_datetime
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 from uuid import UUID
 
@@ -23,8 +24,13 @@ from daemon.api.deps import ApiDeps
 from daemon.api.principal import PRINCIPAL, Principal
 from daemon.api.routing import Answer, Route
 from daemon.errors import NotFound
-from daemon.imaging import codec
+from daemon.later import later
 from daemon.views import File
+
+if TYPE_CHECKING:
+    from daemon.imaging import codec
+else:
+    codec = later("daemon.imaging.codec")
 
 THUMBNAIL_WIDTHS = (160, 320, 640, 1000, 2000)
 """Widths that are really made, px: the next larger one answers, so that a stranger cannot ask for a thousand."""
@@ -125,7 +131,7 @@ class Assets:
             return known
         async with self._pixel_work:
             data = await self._storage.get(sha256)
-            made = await asyncio.to_thread(codec.thumbnail, data, width_px)
+            made = await asyncio.to_thread(lambda: codec.thumbnail(data, width_px))
         self._thumbnails.put(sha256, width_px, made)
         return made
 

@@ -19,10 +19,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from os import urandom
+from typing import TYPE_CHECKING
 
 from aiohttp import web
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from daemon.api import models
 from daemon.api.access import read_idempotency_key
@@ -32,7 +31,15 @@ from daemon.api.principal import PRINCIPAL
 from daemon.api.routing import Answer, Handle, Route
 from daemon.db import Database
 from daemon.errors import Conflict, InvalidInput
+from daemon.later import later
 from daemon.settings import Http
+
+if TYPE_CHECKING:
+    from cryptography import exceptions
+    from cryptography.hazmat.primitives.ciphers import aead
+else:
+    exceptions = later("cryptography.exceptions")
+    aead = later("cryptography.hazmat.primitives.ciphers.aead")
 
 REPLAYED = {"Idempotency-Replayed": "`true` when an earlier request with the same key made it."}
 _KEPT = ("Cache-Control", "ETag", "Location")
@@ -136,7 +143,7 @@ class _Seal:
 
     def __init__(self, request: web.Request) -> None:
         token = request.headers["Authorization"].partition(" ")[2].strip()
-        self._cipher = AESGCM(hashlib.sha256(f"listingd answer {token}".encode()).digest())
+        self._cipher = aead.AESGCM(hashlib.sha256(f"listingd answer {token}".encode()).digest())
 
     def close(self, body: bytes) -> str:
         nonce = urandom(_NONCE_BYTES)
@@ -147,7 +154,7 @@ class _Seal:
         data = base64.b64decode(text)
         try:
             return self._cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], None)
-        except InvalidTag as exc:
+        except exceptions.InvalidTag as exc:
             raise Conflict(
                 "The answer to this Idempotency-Key can be read only with the credentials that asked.",
                 code="idempotency_sealed", hint="Use a new key.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -57,7 +58,7 @@ def routes(deps: ApiDeps, document: Callable[[], dict[str, Any]]) -> list[Route]
         return web.Response(body=metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def read_document(_: web.Request) -> web.Response:
-        return json_answer(document())
+        return json_answer(await asyncio.to_thread(document))
 
     async def read_start(_: web.Request) -> web.Response:
         return _page(pages["index.html"], "text/html")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from aiohttp import BodyPartReader, web
 from aiohttp.http import HttpProcessingError
@@ -17,8 +18,13 @@ from daemon.api.principal import PRINCIPAL
 from daemon.api.problems import TimedOut
 from daemon.api.routing import Answer, Route
 from daemon.errors import InvalidInput, MalformedBody, TooLarge, UnsupportedMedia
-from daemon.imaging import codec
 from daemon.jobs import new_id
+from daemon.later import later
+
+if TYPE_CHECKING:
+    from daemon.imaging import codec
+else:
+    codec = later("daemon.imaging.codec")
 
 RAW_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 _CHUNK_BYTES = 256 * 1024
@@ -48,7 +54,7 @@ class Uploads:
             data = await (
                 self._read_form(request) if content_type == "multipart/form-data" else self._read_raw(request)
             )
-            info = await asyncio.to_thread(codec.inspect, data)
+            info = await asyncio.to_thread(lambda: codec.inspect(data))
             sha256 = await self._storage.put(data, info.content_type)
         return await self._idempotency.once(
             request, lambda _: self._note(user_id, sha256, len(data), info), content=sha256

@@ -7,14 +7,19 @@ at again by a paid call, so rubbish must not get that far.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from daemon.errors import Fate, ListingdError, ProviderError
-from daemon.imaging import codec
-from daemon.imaging.cutout import judge_mask
+from daemon.later import later
 from daemon.providers.fates import problem
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from daemon.imaging import codec, cutout
+else:
+    np = later("numpy")
+    codec, cutout = later("daemon.imaging.codec"), later("daemon.imaging.cutout")
 
 
 def read_picture(data: bytes, *, provider: str, paid: Mapping[str, Any], fate: Fate) -> codec.Picture:
@@ -64,7 +69,7 @@ def read_cutout(
     if not same_ratio or answer.shape[0] * 8 < height:
         size = {"width_px": answer.shape[1], "height_px": answer.shape[0], "asked_px": [width, height]}
         raise unusable(provider, fate, "wrong_size", {**paid, **size})
-    verdict = judge_mask(answer)
+    verdict = cutout.judge_mask(answer)
     if not verdict.usable:
         measured = {"fill": round(verdict.fill, 4), "edge_contact": round(verdict.edge_contact, 4),
                     "parts": verdict.parts, "reasons": list(verdict.reasons)}  # fmt: skip

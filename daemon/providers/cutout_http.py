@@ -19,19 +19,25 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import aiohttp
-import numpy as np
 
 from daemon.errors import Fate, TooLarge
-from daemon.imaging import codec
+from daemon.later import later
 from daemon.providers import fates
 from daemon.providers.answers import read_cutout, read_picture, unusable
 from daemon.providers.guard import CONNECT_TIMEOUT_S, read_capped
 from daemon.providers.protocols import CutoutAnswer, Usage
 from daemon.providers.rates import read_rate
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from daemon.imaging import codec
+else:
+    np, codec = later("numpy"), later("daemon.imaging.codec")
 
 Protocol = Literal["removebg", "rembg", "withoutbg"]
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from daemon.errors import Fate, ProviderError, TooLarge
-from daemon.imaging import codec
+from daemon.later import later
 from daemon.providers import fates, gemini_wire
 from daemon.providers.capped_client import CONNECT_TIMEOUT_S, causes
 from daemon.providers.gemini_wire import NAME, OnLateUsage, Reading, TokenPrices
@@ -29,6 +29,10 @@ from daemon.providers.threads import AbandonableThreads
 
 if TYPE_CHECKING:
     import requests
+
+    from daemon.imaging import codec
+else:
+    codec = later("daemon.imaging.codec")
 
 # How long a thread goes on after its caller's deadline: an answer that is only late still tells its price.
 LATE_S = 30.0

@@ -9,15 +9,20 @@ from __future__ import annotations
 import asyncio
 import importlib
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from daemon.errors import Fate, ProviderError, TooLarge
-from daemon.imaging import codec
+from daemon.later import later
 from daemon.providers import fates, gemini_wire
 from daemon.providers.capped_client import classify_transport, open_client
 from daemon.providers.gemini_wire import NAME, Reading, TokenPrices
 from daemon.providers.protocols import JsonAnswer, JsonRequest
+
+if TYPE_CHECKING:
+    from daemon.imaging import codec
+else:
+    codec = later("daemon.imaging.codec")
 
 
 class GenaiText:

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from daemon.errors import Fate, ProviderError
-from daemon.imaging import codec, cutout
+from daemon.later import later
 from daemon.providers.protocols import CutoutAnswer, Usage
 
-MODEL = f"offline-cutout-{cutout.VERSION}"
+if TYPE_CHECKING:
+    from daemon.imaging import codec, cutout
+else:
+    codec, cutout = later("daemon.imaging.codec"), later("daemon.imaging.cutout")
+
 _HINT = (
     "To cut out photos like this one, set LISTINGD_CUTOUT__PROTOCOL to removebg, rembg or withoutbg, with "
     "LISTINGD_CUTOUT__API_KEY and, for a service other than remove.bg itself, LISTINGD_CUTOUT__BASE_URL. "
@@ -30,7 +35,7 @@ class OfflineCutout:
 
     @property
     def fingerprint(self) -> str:
-        return MODEL
+        return _name_model()
 
     def estimate_usd(self, width_px: int, height_px: int) -> Decimal:
         return Decimal(0)
@@ -56,6 +61,10 @@ class OfflineCutout:
         """Nothing is open."""
 
 
+def _name_model() -> str:
+    return f"offline-cutout-{cutout.VERSION}"
+
+
 def _cut_out(photo: bytes) -> CutoutAnswer:
     found = cutout.cut_out(codec.decode(photo))
     if not found.is_sure:
@@ -71,6 +80,6 @@ def _cut_out(photo: bytes) -> CutoutAnswer:
     return CutoutAnswer(
         png=codec.encode_png(found.rgba),
         usage=Usage(),
-        model=MODEL,
+        model=_name_model(),
         confidence=found.confidence,
     )

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import asyncio
 from decimal import Decimal
-
-import numpy as np
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from daemon.errors import Fate, ListingdError, ProviderError
-from daemon.imaging import codec, compose, detail, scenes
-from daemon.imaging.colours import palette_of
+from daemon.later import later
 from daemon.providers.protocols import PaintAnswer, PaintRequest, PartialImage, Usage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from daemon.imaging import codec, colours, compose, detail, scenes
+else:
+    np, Image = later("numpy"), later("PIL.Image")
+    codec, colours = later("daemon.imaging.codec"), later("daemon.imaging.colours")
+    compose, detail = later("daemon.imaging.compose"), later("daemon.imaging.detail")
+    scenes = later("daemon.imaging.scenes")
 
 _MODEL = "offline-paint-1"
 
@@ -81,7 +89,7 @@ def _compose(request: PaintRequest, cutout: Image.Image) -> tuple[Image.Image, s
         picture = scenes.paint_lifestyle(cutout, width, height, seed=seed, wishes=wishes, category=category)
         return picture, "scene drawn by code around the cut-out product"
     if request.slot == "infographic":
-        palette = palette_of(compose.trim(cutout), wishes)
+        palette = colours.palette_of(compose.trim(cutout), wishes)
         return compose.to_image(scenes.paint_sweep(palette, width, height)), "backdrop drawn by code"
     if request.slot.startswith("aplus"):
         return _compose_aplus(request, cutout, category)

@@ -10,24 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from daemon.amazon.aplus_draft import (
-    SHAPES,
-    AplusBrief,
-    AplusDraft,
-    AplusFacts,
-    BlockDraft,
-    ModuleDraft,
-    Point,
-    Shape,
-    end_sentence,
-)
 from daemon.amazon.aplus_limits import AplusModule
 from daemon.amazon.aplus_words import WORDS, Words, capitalise, words_for
 from daemon.errors import Fate, ProviderError
+from daemon.later import later
 from daemon.providers.protocols import JsonAnswer, JsonRequest, Usage
+
+if TYPE_CHECKING:
+    from daemon.amazon import aplus_draft as drafts
+else:
+    drafts = later("daemon.amazon.aplus_draft")
 
 VERSION = "rules-1"
 
@@ -45,7 +41,7 @@ class OfflineText:
     async def generate_json(self, request: JsonRequest, *, timeout_s: float) -> JsonAnswer:
         """An AplusDraft as JSON. Errors: ProviderError (permanent) without facts or in a foreign language."""
         try:
-            brief = AplusBrief.model_validate(request.facts)
+            brief = drafts.AplusBrief.model_validate(request.facts)
         except ValidationError as exc:
             raise ProviderError(
                 "The offline writer fills A+ documents from facts; it was given none.",
@@ -59,7 +55,7 @@ class OfflineText:
         """Nothing is open."""
 
 
-def write_draft(brief: AplusBrief) -> AplusDraft:
+def write_draft(brief: drafts.AplusBrief) -> drafts.AplusDraft:
     """The texts of every module of the brief. Errors: ProviderError locale_unsupported."""
     words = words_for(brief.locale)
     if words is None:
@@ -77,7 +73,7 @@ def write_draft(brief: AplusBrief) -> AplusDraft:
         part = said.get(module, 0)
         said[module] = part + 1
         modules.append(_WRITERS.get(module, _write_nothing)(_Task(module, brief.facts, words, part)))
-    return AplusDraft(modules=tuple(modules))
+    return drafts.AplusDraft(modules=tuple(modules))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +81,13 @@ class _Task:
     """One module to write; part: how often the same module stands before it."""
 
     module: AplusModule
-    facts: AplusFacts
+    facts: drafts.AplusFacts
     words: Words
     part: int
 
     @property
-    def shape(self) -> Shape:
-        return SHAPES[self.module]
+    def shape(self) -> drafts.Shape:
+        return drafts.SHAPES[self.module]
 
     @property
     def about(self) -> str:
@@ -104,7 +100,7 @@ class _Task:
         is_named = brand and brand.lower() not in title.lower()
         # replace, not format: a title may hold braces.
         sentence = self.words.presents.replace("{brand}", brand) if is_named else self.words.describes
-        return end_sentence(capitalise(sentence.removesuffix(".").replace("{title}", title)))
+        return drafts.end_sentence(capitalise(sentence.removesuffix(".").replace("{title}", title)))
 
 
 def _fit(sentences: list[str], limit: int) -> str:
@@ -117,10 +113,10 @@ def _fit(sentences: list[str], limit: int) -> str:
     return fitted
 
 
-def _block(point: Point, task: _Task) -> BlockDraft:
+def _block(point: drafts.Point, task: _Task) -> drafts.BlockDraft:
     body = _fit([point.text], task.shape.body)
     headline = point.headline or ("" if body else capitalise(task.words.features))
-    return BlockDraft(headline=headline, body=body)
+    return drafts.BlockDraft(headline=headline, body=body)
 
 
 def _bullets(task: _Task) -> tuple[str, ...]:
@@ -133,42 +129,46 @@ def _bullets(task: _Task) -> tuple[str, ...]:
     return tuple(text for text in bullets if text and len(text) <= limit)[:most]
 
 
-def _write_header(task: _Task) -> ModuleDraft:
+def _write_header(task: _Task) -> drafts.ModuleDraft:
     first = [point.sentence for point in task.facts.points[:2]]
-    block = BlockDraft(headline=task.facts.brand or task.about, body=_fit([task.opening, *first], 1000))
-    return ModuleDraft(module=task.module, headline=task.facts.short_title, blocks=(block,))
+    block = drafts.BlockDraft(
+        headline=task.facts.brand or task.about, body=_fit([task.opening, *first], 1000)
+    )
+    return drafts.ModuleDraft(module=task.module, headline=task.facts.short_title, blocks=(block,))
 
 
-def _write_points(task: _Task) -> ModuleDraft:
+def _write_points(task: _Task) -> drafts.ModuleDraft:
     """Modules that show points side by side, as many as they have places for."""
     least, most = task.shape.blocks
     points = task.facts.points[task.part * most :][:most]
     points = points if len(points) >= least else task.facts.points[:most]
-    return ModuleDraft(
+    return drafts.ModuleDraft(
         module=task.module,
         headline=capitalise(task.words.features) if task.shape.headline else "",
         blocks=tuple(_block(point, task) for point in points),
     )
 
 
-def _write_side(task: _Task) -> ModuleDraft:
+def _write_side(task: _Task) -> drafts.ModuleDraft:
     points = task.facts.points
-    point = points[task.part % len(points)] if points else Point()
+    point = points[task.part % len(points)] if points else drafts.Point()
     told = [point.text] if point.text and not point.headline else [point.text, task.opening]
-    block = BlockDraft(headline=point.headline or task.about, body=_fit(told, task.shape.body))
-    return ModuleDraft(module=task.module, blocks=(block,))
+    block = drafts.BlockDraft(headline=point.headline or task.about, body=_fit(told, task.shape.body))
+    return drafts.ModuleDraft(module=task.module, blocks=(block,))
 
 
-def _write_overlay(task: _Task) -> ModuleDraft:
+def _write_overlay(task: _Task) -> drafts.ModuleDraft:
     # The last points are the least told so far: the modules before this one begin with the first.
     body = _fit([point.sentence for point in reversed(task.facts.points)][:2], task.shape.body)
-    return ModuleDraft(module=task.module, blocks=(BlockDraft(headline=task.facts.short_title, body=body),))
+    return drafts.ModuleDraft(
+        module=task.module, blocks=(drafts.BlockDraft(headline=task.facts.short_title, body=body),)
+    )
 
 
-def _write_sidebar(task: _Task) -> ModuleDraft:
+def _write_sidebar(task: _Task) -> drafts.ModuleDraft:
     first = [point.sentence for point in task.facts.points[:2]]
-    about = BlockDraft(headline=task.about, body=_fit([task.opening, *first], task.shape.body))
-    return ModuleDraft(
+    about = drafts.BlockDraft(headline=task.about, body=_fit([task.opening, *first], task.shape.body))
+    return drafts.ModuleDraft(
         module=task.module,
         headline=task.facts.short_title,
         blocks=(about, _block(task.facts.points[-1], task)),
@@ -176,10 +176,10 @@ def _write_sidebar(task: _Task) -> ModuleDraft:
     )
 
 
-def _write_highlights(task: _Task) -> ModuleDraft:
-    about = BlockDraft(headline=task.about, body=_fit([task.opening], task.shape.body))
+def _write_highlights(task: _Task) -> drafts.ModuleDraft:
+    about = drafts.BlockDraft(headline=task.about, body=_fit([task.opening], task.shape.body))
     blocks = tuple(_block(point, task) for point in task.facts.points if point.text)[:3]
-    return ModuleDraft(
+    return drafts.ModuleDraft(
         module=task.module,
         headline=task.facts.short_title,
         blocks=blocks or (about,),
@@ -187,38 +187,38 @@ def _write_highlights(task: _Task) -> ModuleDraft:
     )
 
 
-def _write_specs_detail(task: _Task) -> ModuleDraft:
-    about = BlockDraft(headline=task.about, body=_fit([task.opening], task.shape.body))
+def _write_specs_detail(task: _Task) -> drafts.ModuleDraft:
+    about = drafts.BlockDraft(headline=task.about, body=_fit([task.opening], task.shape.body))
     first = tuple(_block(point, task) for point in task.facts.points[:1])
-    return ModuleDraft(module=task.module, headline=task.facts.short_title, blocks=(about, *first))
+    return drafts.ModuleDraft(module=task.module, headline=task.facts.short_title, blocks=(about, *first))
 
 
-def _write_text(task: _Task) -> ModuleDraft:
+def _write_text(task: _Task) -> drafts.ModuleDraft:
     """First what it is, then its features, one paragraph each."""
     words, points = task.words, task.facts.points
     has_headline = task.shape.headline > 0
     if task.part == 0 and has_headline:
         kind = task.facts.category
-        category = end_sentence(f"{capitalise(words.category)}{words.colon}{kind}") if kind else ""
+        category = drafts.end_sentence(f"{capitalise(words.category)}{words.colon}{kind}") if kind else ""
         first = [point.sentence for point in points[:1]]
         headline, body = words.about, _fit([task.opening, category, *first], task.shape.body)
     else:
         paragraphs = [] if has_headline else [task.opening]
         paragraphs += [point.sentence for point in points]
         headline, body = words.features, "\n".join(paragraphs) or task.opening
-    return ModuleDraft(
+    return drafts.ModuleDraft(
         module=task.module,
         headline=capitalise(headline) if has_headline else "",
-        blocks=(BlockDraft(body=body),),
+        blocks=(drafts.BlockDraft(body=body),),
     )
 
 
-def _write_nothing(task: _Task) -> ModuleDraft:
+def _write_nothing(task: _Task) -> drafts.ModuleDraft:
     """A module without prose: code makes it from the facts."""
-    return ModuleDraft(module=task.module)
+    return drafts.ModuleDraft(module=task.module)
 
 
-_Writer = Callable[[_Task], ModuleDraft]
+_Writer = Callable[[_Task], "drafts.ModuleDraft"]
 _WRITERS: Mapping[AplusModule, _Writer] = {
     "STANDARD_FOUR_IMAGE_TEXT": _write_points,
     "STANDARD_FOUR_IMAGE_TEXT_QUADRANT": _write_points,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from daemon.errors import Fate, ListingdError, ProviderError, TooLarge
-from daemon.imaging import codec
+from daemon.later import later
 from daemon.providers import fates, openai_shapes
 from daemon.providers.answers import check_ratio, read_picture, unusable
 from daemon.providers.capped_client import classify_transport, open_client
@@ -28,10 +28,14 @@ from daemon.providers.guard import Network, fetch_bytes
 from daemon.providers.openai_shapes import ImagePrices, Shape
 from daemon.providers.protocols import ModelNotice, PaintAnswer, PaintRequest, PartialImage, Usage
 from daemon.providers.rates import read_rate
-from daemon.providers.scene import set_in_scene
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+
+    from daemon.imaging import codec
+    from daemon.providers import scene
+else:
+    codec, scene = later("daemon.imaging.codec"), later("daemon.providers.scene")
 
 _NAME = "openai"
 # 8.3 MP of noise is 25 MB of PNG, a third more in base64; a stream carries previews besides.
@@ -116,9 +120,9 @@ class OpenAIImages:
 
     async def find_shutdown(self, *, timeout_s: float) -> ModelNotice | None:
         """The announced end of the configured model, or None; also None when the server cannot say."""
-        import openai
-
         client = await self._open()
+        import openai  # in memory now: the client was built in a thread
+
         try:
             async with asyncio.timeout(timeout_s):
                 raw = await client.models.with_raw_response.list()
@@ -242,7 +246,7 @@ def _pictures_for(request: PaintRequest, shape: Shape) -> Any:
     if shape is Shape.SCENE:
         return None
     if shape is Shape.FILL:
-        canvas = set_in_scene(None, codec.decode(request.cutout_png), 1024, 1024)
+        canvas = scene.set_in_scene(None, codec.decode(request.cutout_png), 1024, 1024)
         return ("product.png", codec.encode_png(canvas), "image/png")
     files = []
     for data, name in openai_shapes.references_of(request):
@@ -259,7 +263,9 @@ def _finish(data: bytes, request: PaintRequest, size: str, shape: Shape, paid: M
     if shape is not Shape.SCENE:
         return data
     product = codec.decode(request.cutout_png)
-    composed = set_in_scene(codec.flatten_on_white(picture), product, picture.shape[1], picture.shape[0])
+    composed = scene.set_in_scene(
+        codec.flatten_on_white(picture), product, picture.shape[1], picture.shape[0]
+    )
     return codec.encode_png(composed)
 
 

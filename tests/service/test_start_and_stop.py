@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,3 +31,26 @@ async def test_a_server_for_others_without_a_key_is_refused_before_anything_is_m
     assert 2 == ended.code, ended.err
     assert "LISTINGD_SERVICE_KEY" in ended.err
     assert ["lock"] == [path.name for path in (tmp_path / "state").iterdir()]
+
+
+_HEAVY = {"numpy", "cv2", "PIL", "fontTools", "rich", "jwt", "cryptography", "openai", "httpx2", "google.generativeai",
+          "daemon.amazon.aplus_modules"}  # fmt: skip
+_START = """
+import sys
+import daemon.cli, daemon.service
+from daemon.providers.factory import build_providers
+from daemon.settings import Settings
+
+build_providers(Settings())
+build_providers(Settings(**{name: {"api_key": "k" * 32} for name in ("openai", "cutout", "gemini")}))
+print(*sys.modules)
+"""
+
+
+def test_a_start_loads_neither_pixels_nor_vendors_nor_cryptography():
+    """They were half of the CPU of a start, and the first second needs none of them, with keys or without."""
+    shown = subprocess.run(
+        [sys.executable, "-c", _START], env=environment(), capture_output=True, text=True, check=True
+    )
+
+    assert set() == _HEAVY & set(shown.stdout.split())
