@@ -63,6 +63,10 @@ class Pool(Protocol):
         """A claim may have been committed without our knowing."""
         ...
 
+    def held_fences(self) -> set[int]:
+        """All that is in the pool's hands."""
+        ...
+
 
 class Feeder:
     """on_ready: called after something was added to the scheduler. pool: without one nothing is claimed here."""
@@ -109,7 +113,7 @@ class Feeder:
 
     async def run(self) -> None:
         """Feed for ever. Errors: Unavailable; run again, it starts from the mark."""
-        connection = await self._queue.connect("feeder")
+        connection = await self._queue.connect_feeder()
         connection.add_termination_listener(lambda _: self._wanted.set())
         try:
             fence = await self._start()
@@ -196,10 +200,19 @@ class Feeder:
 
     def _add_all(self, groups: Sequence[ReadyGroup]) -> None:
         pending = sorted(group for group in groups if group.pending)
+        if not pending:
+            return
+        # Pending there and running here: read before its claim, or the server has crashed and forgotten it. It must
+        # not be claimed again as long as the attempt goes on: with the same fence and worker that could still write.
+        held = self._pool.held_fences() if self._pool is not None else set()
         for group in pending:
-            self._add(group)
-        if pending:
-            self._on_ready()
+            if held.isdisjoint(group.fences):
+                self._add(group)
+            else:
+                self._doubts.update(held.intersection(group.fences))
+                if rest := [fence for fence in group.fences if fence not in held]:
+                    self._add(group._replace(fences=rest))
+        self._on_ready()
 
     def _add(self, group: ReadyGroup) -> None:
         wait_s = group.wait_s

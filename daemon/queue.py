@@ -498,11 +498,15 @@ class Queue:
 
     # -- what is ready ----------------------------------------------------------------------------------
 
-    async def connect(self, name: str) -> database.Connection:
-        """A connection of one's own whose statements are planned once, by index. Errors: Unavailable."""
-        connection = await self._db.dedicated_connection(name)
+    async def connect_feeder(self) -> database.Connection:
+        """A connection for looks: statements planned once, by index; commits that do not wait for the disk.
+
+        Errors: Unavailable.
+        """
+        connection = await self._db.dedicated_connection("feeder")
         if not self._db.pooled:  # behind a transaction pooler the settings would leak to strangers
             await self._fetch(connection, "set_flusher")
+            await self._fetch(connection, "set_feeder")
         return connection
 
     async def read_ready(

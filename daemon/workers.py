@@ -192,6 +192,9 @@ class Workers:
             self._changes.mark([i for job in claimed for i in (job.id, job.parent_id) if i is not None])
         self._tell_if_empty()
 
+    def held_fences(self) -> set[int]:
+        return self.flusher.unwritten() | {job.fence for job in self._todo} | set(self.running)
+
     # -- running one job --------------------------------------------------------------------------------
 
     def begin(self, job: ClaimedJob) -> None:
@@ -432,7 +435,7 @@ class Workers:
         the job was given up while the lease was in doubt.
         """
         rows = await self._db.fetch("read_own_claims", self.worker_id, self._lease.low_fence, 2.0)
-        ours = self.flusher.unwritten() | {job.fence for job in self._todo} | set(self.running)
+        ours = self.held_fences()
         for row in rows:
             if row["fence"] not in ours:
                 job = ClaimedJob(

@@ -586,3 +586,8 @@ select
     set_config('enable_memoize', 'off', false),
     set_config('plan_cache_mode', 'force_generic_plan', false),
     set_config('lock_timeout', '500ms', false)
+
+-- name: set_feeder
+-- A claim at sight does not wait for the disk. Whatever the attempt then makes lasting (an end, a step, an asset) comes
+-- later in the log and takes the claim with it; one that a crash of the server forgets leaves the job pending.
+select set_config('synchronous_commit', 'off', false)

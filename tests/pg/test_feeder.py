@@ -249,6 +249,9 @@ class Slots:
 
     def adopt_soon(self) -> None: ...
 
+    def held_fences(self) -> set[int]:
+        return set(self.taken)
+
 
 @asynccontextmanager
 async def claiming(site: Site, slots: int = 4) -> AsyncIterator[tuple[Scheduler, Feeder, Slots]]:
@@ -285,6 +288,27 @@ async def test_new_jobs_are_claimed_by_the_statement_that_finds_them(site: Site)
 
         assert {"processing"} == {await read_state(site, fence) for fence in fences}
         assert not scheduler.known
+
+
+async def test_a_claim_that_the_server_forgot_is_made_again_once_its_attempt_is_over(site: Site) -> None:
+    """P5: both attempts would write with the same fence and worker."""
+    async with claiming(site) as (scheduler, feeder, pool):
+        [fence, other] = await enqueue(site, 2)
+        await eventually(lambda: pool.taken == [fence, other])
+        await site.db.pool.execute(
+            "update listingd.job_states set state = 'pending', worker = null, attempt = 0 where fence = any($1)",
+            [fence, other],
+        )
+        pool.taken.remove(other)
+        feeder.doubt(fence)
+        feeder.doubt(other)
+        feeder.recheck()
+        await eventually(lambda: other in scheduler.known)
+        assert fence not in scheduler.known
+
+        pool.taken.remove(fence)
+
+        await eventually(lambda: fence in scheduler.known)
 
 
 async def test_more_new_jobs_than_slots_are_left_to_the_scheduler(site: Site) -> None:
