@@ -35,16 +35,18 @@ def make_settings(**kw: Any) -> Any:
 
 def tell_claims(queue: Any) -> None:
     """Tell the driver how long each statement took that claimed something: `@@S nanoseconds`."""
-    flush = queue.flush
 
-    async def timed(*arguments: Any) -> Any:
-        began = time.monotonic_ns()
-        done = await flush(*arguments)
-        if done.claimed:
-            emit("S", time.monotonic_ns() - began)
-        return done
+    def time_claims(statement: Any) -> Any:
+        async def timed(*arguments: Any, **more: Any) -> Any:
+            began = time.monotonic_ns()
+            done = await statement(*arguments, **more)
+            if done.claimed:
+                emit("S", time.monotonic_ns() - began)
+            return done
 
-    queue.flush = timed
+        return timed
+
+    queue.flush, queue.claim_fresh = time_claims(queue.flush), time_claims(queue.claim_fresh)
 
 
 class Listingd(Peer):

@@ -7,21 +7,33 @@ never looked at again. Looks when told (NOTIFY, the end of a fan-out), and every
              more when every transaction that was open at the start has ended
     onwards: rows above the cursor, and the holes (fences drawn by transactions that had not committed)
     due:     rows whose run_at falls into the next horizon go to the scheduler's timers
+
+Three tasks: a look never waits for a walk through the backlog, nor a timer for either. When nothing waits for its
+turn, the statement that finds new jobs claims them as well: one round trip from the notification to the handler.
 """
 
 from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from itertools import chain
+from typing import Protocol
 
+from daemon import db as database
 from daemon import logs
+from daemon.errors import Unavailable
+from daemon.jobs import ClaimedJob
 from daemon.queue import Queue, ReadyGroup
 from daemon.scheduler import FenceCursor, Horizon, Scheduler
 
 READ_SIZE = 10_000
+PIECE = 2000
+"""Rows of a backlog that are read at a time: the loop is held for as long as it takes to add them."""
+CLAIM_AT_SIGHT = 32
+"""So many new jobs at most are claimed by the statement that finds them; more go through the scheduler."""
 HORIZON_S = 30.0
 """run_at within so many seconds is held as a timer; later ones stay in the database."""
 TIMER_MARGIN_S = 0.001
@@ -33,25 +45,58 @@ LOOK_BACK = 1000
 log = logs.get_logger()
 
 
+class Pool(Protocol):
+    """Where jobs that are claimed at sight run (workers.py)."""
+
+    @property
+    def worker_id(self) -> int | None: ...
+
+    def promise(self, most: int, after: int) -> int:
+        """Keep slots, `most` at most, for jobs above a fence; how many."""
+        ...
+
+    def take_up(self, promised: int, claimed: Sequence[ClaimedJob]) -> None:
+        """Give the promised slots back and run what was claimed."""
+        ...
+
+    def adopt_soon(self) -> None:
+        """A claim may have been committed without our knowing."""
+        ...
+
+    def held_fences(self) -> set[int]:
+        """All that is in the pool's hands."""
+        ...
+
+
 class Feeder:
-    """on_ready: called after something was added to the scheduler."""
+    """on_ready: called after something was added to the scheduler. pool: without one nothing is claimed here."""
 
     def __init__(
-        self, queue: Queue, scheduler: Scheduler, *, poll_s: float, on_ready: Callable[[], None]
+        self,
+        queue: Queue,
+        scheduler: Scheduler,
+        *,
+        poll_s: float,
+        on_ready: Callable[[], None],
+        pool: Pool | None = None,
     ) -> None:
         self._queue = queue
         self._scheduler = scheduler
         self._poll_s = poll_s
         self._on_ready = on_ready
+        self._pool = pool
         self._wanted = asyncio.Event()
-        self.has_looked = asyncio.Event()  # once what waited at the start is with the scheduler
+        self._timed = asyncio.Event()  # the next timer may be another one
+        self._behind = asyncio.Event()  # there is something to do besides looking
+        self.has_looked = asyncio.Event()  # once the head of what waited at the start is with the scheduler
         self._cursor = FenceCursor()
         self._doubts: set[int] = set()
-        self._foreign: set[int] = set()  # pending jobs of kinds that workers in other languages run
+        self._foreign: tuple[int, int] | None = None  # (first, last) fence of pending jobs that others run
         self._recheck = False
         self._due_until: float | None = None  # loop time up to which run_at is held as timers
         self._marked_at = 0.0
-        self._first_mark = 0
+        self._walked = False  # the backlog of the start is known
+        self._start_at = (0, 0, 0)  # mark, last fence and oldest transaction at the start
         self._restart: Horizon | None = None  # of the start, while its stretch must be read again
 
     def look(self) -> None:
@@ -65,85 +110,112 @@ class Feeder:
     def recheck(self) -> None:
         """Resolve the doubts now: claims were on their way when the connection was lost."""
         self._recheck = True
-        self._wanted.set()
+        self._behind.set()
 
     async def run(self) -> None:
         """Feed for ever. Errors: Unavailable; run again, it starts from the mark."""
-        await self._start()
-        loop = asyncio.get_running_loop()
-        poll_at = loop.time() + self._poll_s
-        while True:
-            next_due_s = self._scheduler.promote_due()
-            self._on_ready()
-            timeout_s = poll_at - loop.time()
-            if next_due_s is not None:
-                timeout_s = min(timeout_s, next_due_s)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(max(timeout_s, 0)):
-                    await self._wanted.wait()
-            self._wanted.clear()
-            self._scheduler.promote_due()
-            self._on_ready()
-            await self._read_onwards()
-            await self._refill()
-            polled = loop.time() >= poll_at  # also when it was woken all the time
-            if polled or self._recheck:
-                self._recheck = False
-                await self._resolve_doubts()
-            if polled:
-                await self._read_due()
-                await self._raise_mark()
-                poll_at = loop.time() + self._poll_s
+        connection = await self._queue.connect_feeder()
+        connection.add_termination_listener(lambda _: self._wanted.set())
+        try:
+            fence = await self._start()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._run_looks(connection), name="feeder-looks")
+                tasks.create_task(self._run_timers(), name="feeder-timers")
+                tasks.create_task(self._run_walks(fence), name="feeder-walks")
+        except ExceptionGroup as group:
+            _, bugs = group.split(Unavailable)
+            error = (bugs or group).exceptions[0]
+            raise error from error.__cause__
+        finally:
+            connection.terminate()
 
-    async def _start(self) -> None:
-        """Everything pending from the mark on. Transactions that are open now may still fill fences below the
-        last one: the youngest are watched as holes, and once all have ended the stretch is read a second time.
+    async def _start(self) -> int | None:
+        """The head of what is pending from the mark on; where to read on. Transactions that are open now may still
+        fill fences below the last one: the youngest are watched as holes, and once all have ended the stretch is
+        read a second time.
         """
-        mark, last = await self._queue.read_mark()
+        mark, last, oldest = await self._queue.read_mark()
+        self._start_at = (mark, last, oldest)
         self._restart = Horizon(asyncio.get_running_loop().time())
-        self._first_mark = mark
         self._cursor = FenceCursor(max(mark - 1, last - LOOK_BACK))
+        self._foreign = (mark, last)
         self._due_until = None
-        await self._read_pending(mark, last)
-        await self._read_due()
-        self._on_ready()
+        self._walked = False
+        onwards = await self._read_backlog(mark, last)
         self.has_looked.set()
+        return onwards
 
-    async def _read_pending(self, fence: int, last: int, user_id: str | None = None) -> None:
-        """Everything pending without run_at from `fence` to `last`, of one user or of all."""
-        while True:
-            groups = await self._queue.read_pending_from(fence, user_id, READ_SIZE)
-            for group in sorted(groups):
-                self._add(group)
-            self._on_ready()
-            if user_id is not None and self._scheduler.is_spilled(user_id):
-                return  # full again
-            highest = max((group.fences[-1] for group in groups), default=last)
-            if sum(len(group.fences) for group in groups) < READ_SIZE or highest >= last:
-                return
-            fence = highest + 1
+    # -- looks ----------------------------------------------------------------------------------------------
 
-    async def _read_onwards(self) -> None:
+    async def _run_looks(self, connection: database.Connection) -> None:
         while True:
-            holes = sorted(self._cursor.holes)
+            self._wanted.clear()
+            if not await self._claim_fresh(connection) or self._cursor.holes or self._restart is not None:
+                await self._read_onwards(connection)
+            if self._scheduler.spilled() is not None:
+                self._behind.set()
+            self._timed.set()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_s):
+                    await self._wanted.wait()
+
+    async def _claim_fresh(self, connection: database.Connection) -> bool:
+        """Claim what is new, when it may start at once; whether all that is above the cursor was seen."""
+        pool, after = self._pool, self._cursor.last
+        if pool is None or pool.worker_id is None or not self._walked:
+            return False
+        most, kinds = self._scheduler.find_room(CLAIM_AT_SIGHT)
+        promised = pool.promise(most, after) if kinds else 0
+        if not promised:
+            return False
+        claimed: Sequence[ClaimedJob] = ()
+        try:
+            fresh = await self._queue.claim_fresh(
+                connection, after, limit=promised, kinds=kinds,
+                waiting_users=self._scheduler.waiting_users(), worker=pool.worker_id,
+            )  # fmt: skip
+            claimed = fresh.claimed
+        except BaseException:
+            pool.adopt_soon()
+            raise
+        finally:
+            pool.take_up(promised, claimed)
+        if len(fresh.fences) > promised:
+            return False
+        self._cursor.saw_all(fresh.fences)
+        self._add_all(fresh.others)
+        return True
+
+    async def _read_onwards(self, connection: database.Connection) -> None:
+        while True:
             before = self._cursor.last
-            groups = await self._queue.read_ready(before, holes, READ_SIZE)
-            self._cursor.saw_all(sorted(chain.from_iterable(group.fences for group in groups)))
-            for group in sorted(groups):
-                if group.pending:
-                    self._add(group)
-            if groups:
-                self._on_ready()
-            ahead = sum(len(g.fences) - bisect_right(g.fences, before) for g in groups)
+            seen = await self._queue.read_ready(before, sorted(self._cursor.holes), READ_SIZE, connection)
+            self._cursor.saw_all(sorted(chain.from_iterable(group.fences for group in seen.groups)))
+            self._add_all(seen.groups)
+            ahead = sum(len(g.fences) - bisect_right(g.fences, before) for g in seen.groups)
             if ahead < READ_SIZE:
                 break
-        if self._cursor.holes or self._restart is not None:
-            oldest, following = await self._queue.read_snapshot()
-            now = asyncio.get_running_loop().time()
-            self._cursor.settle(oldest, following, now)
-            if self._restart is not None and self._restart.is_past(oldest, following, now):
-                self._restart = None
-                await self._read_pending(self._first_mark, self._cursor.last)
+        now = asyncio.get_running_loop().time()
+        self._cursor.settle(seen.oldest, seen.following, now)
+        if self._restart is not None and self._restart.is_past(seen.oldest, seen.following, now):
+            self._restart = None
+            self._behind.set()
+
+    def _add_all(self, groups: Sequence[ReadyGroup]) -> None:
+        pending = sorted(group for group in groups if group.pending)
+        if not pending:
+            return
+        # Pending there and running here: read before its claim, or the server has crashed and forgotten it. It must
+        # not be claimed again as long as the attempt goes on: with the same fence and worker that could still write.
+        held = self._pool.held_fences() if self._pool is not None else set()
+        for group in pending:
+            if held.isdisjoint(group.fences):
+                self._add(group)
+            else:
+                self._doubts.update(held.intersection(group.fences))
+                if rest := [fence for fence in group.fences if fence not in held]:
+                    self._add(group._replace(fences=rest))
+        self._on_ready()
 
     def _add(self, group: ReadyGroup) -> None:
         wait_s = group.wait_s
@@ -151,7 +223,8 @@ class Feeder:
             return  # _read_due brings it in time
         if group.kind not in self._scheduler.kinds:
             if wait_s is None:
-                self._foreign.update(group.fences)
+                first, last = self._foreign or (group.fences[0], group.fences[-1])
+                self._foreign = min(first, group.fences[0]), max(last, group.fences[-1])
         elif wait_s is not None and wait_s > 0:
             for fence in group.fences:
                 self._scheduler.add(
@@ -162,21 +235,91 @@ class Feeder:
                 group.fences, group.kind, group.user_id, group.priority, age_s=max(group.age_s, 0.0)
             )
 
+    # -- timers ---------------------------------------------------------------------------------------------
+
+    async def _run_timers(self) -> None:
+        while True:
+            self._timed.clear()
+            timers = len(self._scheduler.timers)
+            next_due_s = self._scheduler.promote_due()
+            if len(self._scheduler.timers) < timers:
+                self._on_ready()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(next_due_s):
+                    await self._timed.wait()
+
+    # -- walks through the backlog, and what is due from time to time -------------------------------------------
+
+    async def _run_walks(self, fence: int | None) -> None:
+        _, last, _ = self._start_at
+        while fence is not None:
+            fence = await self._read_backlog(fence, last)
+        self._walked = True
+        await self._read_due()
+        loop = asyncio.get_running_loop()
+        poll_at = loop.time() + self._poll_s
+        is_read_twice = False
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(poll_at):
+                    await self._behind.wait()
+            self._behind.clear()
+            await self._refill()
+            if self._restart is None and not is_read_twice:
+                await self._read_late_rows()
+                is_read_twice = True
+            polled = loop.time() >= poll_at  # also when it was woken all the time
+            if polled or self._recheck:
+                self._recheck = False
+                await self._resolve_doubts()
+            if polled:
+                await self._read_due()
+                if is_read_twice:
+                    await self._raise_mark()
+                self._on_ready()
+                poll_at = loop.time() + self._poll_s
+
+    async def _read_backlog(self, fence: int, last: int, oldest: int | None = None) -> int | None:
+        """A piece of what is pending without run_at, `fence` to `last`; where to read on, None at the end."""
+        kinds = list(self._scheduler.kinds)
+        groups, highest = await self._queue.read_backlog(fence, last, kinds, oldest, PIECE)
+        self._add_all(groups)
+        return None if highest is None or highest >= last else highest + 1
+
+    async def _read_late_rows(self) -> None:
+        """What was written, at or below the last fence of the start, by transactions that were open then."""
+        mark, last, oldest = self._start_at
+        fence: int | None = mark
+        while fence is not None:
+            fence = await self._read_backlog(fence, last, oldest)
+            await self._refill()
+
+    async def _refill(self) -> None:
+        while (spilled := self._scheduler.spilled()) is not None:
+            user_id, fence = spilled
+            last = self._cursor.last
+            self._scheduler.begin_refill(user_id)
+            while fence <= last:
+                groups = await self._queue.read_user_pending(user_id, fence, PIECE)
+                self._add_all(groups)
+                if self._scheduler.is_spilled(user_id) or sum(len(group.fences) for group in groups) < PIECE:
+                    break
+                fence = max(group.fences[-1] for group in groups) + 1
+
     async def _read_due(self) -> None:
         """Hold what becomes due within the horizon. Overlaps generously: what is held is not added twice."""
         now = asyncio.get_running_loop().time()
         if self._due_until is not None and self._due_until - now > 2 * self._poll_s:
             return
         from_s = None if self._due_until is None else self._due_until - now - 2 * self._poll_s
+        after: tuple[datetime, int] | None = None
         while True:
-            rows = await self._queue.read_due(from_s, HORIZON_S, READ_SIZE)
-            for row in rows:
-                self._add(row)
-            if len(rows) < READ_SIZE or rows[-1].wait_s is None or rows[-1].wait_s == from_s:
+            groups, after = await self._queue.read_due(from_s, HORIZON_S, after, PIECE)
+            self._add_all(groups)
+            self._timed.set()
+            if after is None:
                 break
-            from_s = rows[-1].wait_s - 0.001
         self._due_until = now + HORIZON_S
-        self._on_ready()
 
     async def _resolve_doubts(self) -> None:
         """Claims that came back empty: usually another process was faster; a row that was only locked for
@@ -184,25 +327,26 @@ class Feeder:
         """
         doubts, self._doubts = self._doubts, set()
         if doubts:
-            for group in await self._queue.read_ready(self._cursor.last, sorted(doubts), 0):
-                if group.pending:
-                    self._add(group)
-
-    async def _refill(self) -> None:
-        while (spilled := self._scheduler.spilled()) is not None:
-            user_id, fence = spilled
-            self._scheduler.begin_refill(user_id)
-            await self._read_pending(fence, self._cursor.last, user_id)
+            seen = await self._queue.read_ready(self._cursor.last, sorted(doubts), 0)
+            self._add_all(seen.groups)
 
     async def _raise_mark(self) -> None:
         now = asyncio.get_running_loop().time()
-        if now - self._marked_at < MARK_EVERY_S or self._restart is not None:
+        if now - self._marked_at < MARK_EVERY_S:
             return
         self._marked_at = now
-        if self._foreign:
-            rows = await self._queue.read_ready(self._cursor.last, sorted(self._foreign), 0)
-            self._foreign = {fence for group in rows if group.pending for fence in group.fences}
         held = self._scheduler.lowest_fence()
         candidates = [f for f in (held, min(self._cursor.holes, default=None)) if f is not None]
-        candidates.extend(self._doubts | self._foreign)
-        await self._queue.raise_mark(min(candidates, default=self._cursor.last + 1))
+        mark = min(chain(candidates, self._doubts), default=self._cursor.last + 1)
+        await self._queue.raise_mark(await self._find_foreign(mark))
+
+    async def _find_foreign(self, mark: int) -> int:
+        """The first pending job below `mark` of a kind that others run; `mark` without one."""
+        if self._foreign is None or self._foreign[0] >= mark:
+            return mark
+        first, last = self._foreign
+        found = await self._queue.find_foreign(first, mark, list(self._scheduler.kinds))
+        first = mark if found is None else found
+        last = max(last, self._foreign[1])  # looks went on meanwhile
+        self._foreign = (first, last) if first <= last else None
+        return first

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 from uuid import UUID
 
 import asyncpg
@@ -98,6 +98,26 @@ class ReadyGroup(NamedTuple):
     wait_s: float | None
     age_s: float
     pending: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one statement saw, and its snapshot: oldest = the lowest transaction still running, following = the
+    first not yet begun.
+    """
+
+    groups: list[ReadyGroup]
+    oldest: int
+    following: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """What a claim at sight saw: the jobs it claimed, the others, and the fences of both in ascending order."""
+
+    claimed: list[ClaimedJob]
+    others: list[ReadyGroup]
+    fences: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,31 +498,85 @@ class Queue:
 
     # -- what is ready ----------------------------------------------------------------------------------
 
-    async def read_ready(self, after: int, holes: Sequence[int], limit: int) -> list[ReadyGroup]:
-        """Jobs above a fence or in the holes, whatever their state."""
-        return [ReadyGroup._make(row) for row in await self._db.fetch("read_ready", after, holes, limit)]
+    async def connect_feeder(self) -> database.Connection:
+        """A connection for looks: statements planned once, by index; commits that do not wait for the disk.
 
-    async def read_pending_from(self, fence: int, user_id: str | None, limit: int) -> list[ReadyGroup]:
-        """The first pending jobs without run_at from a fence on, of one user or of all."""
+        Errors: Unavailable.
+        """
+        connection = await self._db.dedicated_connection("feeder")
+        if not self._db.pooled:  # behind a transaction pooler the settings would leak to strangers
+            await self._fetch(connection, "set_flusher")
+            await self._fetch(connection, "set_feeder")
+        return connection
+
+    async def read_ready(
+        self, after: int, holes: Sequence[int], limit: int, connection: database.Connection | None = None
+    ) -> Seen:
+        """Jobs above a fence or in the holes, whatever their state; by a connection of the pool without one."""
+        arguments = (after, holes, limit)
+        if connection is None:
+            rows = await self._db.fetch("read_ready", *arguments)
+        else:
+            rows = await self._fetch(connection, "read_ready", *arguments)
+        last = rows[-1]
+        return Seen([ReadyGroup._make(row[:7]) for row in rows], last["oldest"], last["following"])
+
+    async def claim_fresh(
+        self,
+        connection: database.Connection,
+        after: int,
+        *,
+        limit: int,
+        kinds: Sequence[str],
+        waiting_users: Sequence[str],
+        worker: int,
+    ) -> Fresh:
+        """Jobs above a fence, those that may start claimed in the same statement; none when there are more than
+        `limit`. waiting_users: their jobs are not claimed. Errors: Unavailable; perhaps some were claimed.
+        """
+        rows = await self._fetch(connection, "claim_fresh", after, limit, kinds, waiting_users, worker)
+        claimed, groups = [], []
+        for fence, kind, user_id, priority, wait_s, pending, job_id, *job in rows:
+            if job_id is None:
+                groups.append(ReadyGroup([fence], kind, user_id, priority, wait_s, 0.0, pending))
+            else:
+                claimed.append(ClaimedJob(job_id, fence, kind, user_id, *job))
+        return Fresh(claimed, groups, [row[0] for row in rows])
+
+    async def read_backlog(
+        self, fence: int, last: int, kinds: Sequence[str], oldest: int | None, limit: int
+    ) -> tuple[list[ReadyGroup], int | None]:
+        """Of the first `limit` jobs from a fence to another those that are pending without run_at, and the fence of
+        the last one looked at, None without one. oldest: only what this transaction or a later one has written.
+        """
+        rows = await self._db.fetch("read_backlog", fence, last, kinds, oldest, limit)
+        return [ReadyGroup._make(row[:7]) for row in rows[:-1]], rows[-1]["highest"]
+
+    async def read_user_pending(self, user_id: str, fence: int, limit: int) -> list[ReadyGroup]:
+        """A user's first pending jobs without run_at from a fence on."""
         return [
-            ReadyGroup._make(row) for row in await self._db.fetch("read_pending_from", fence, user_id, limit)
+            ReadyGroup._make(row) for row in await self._db.fetch("read_user_pending", user_id, fence, limit)
         ]
 
-    async def read_due(self, from_s: float | None, to_s: float, limit: int) -> list[ReadyGroup]:
-        """Pending jobs due in (from_s, to_s] seconds from now, soonest first; None: the overdue too."""
-        return [ReadyGroup._make(row) for row in await self._db.fetch("read_due", from_s, to_s, limit)]
+    async def read_due(
+        self, from_s: float | None, to_s: float, after: tuple[datetime, int] | None, limit: int
+    ) -> tuple[list[ReadyGroup], tuple[datetime, int] | None]:
+        """Pending jobs due in (from_s, to_s] seconds from now, soonest first; None: the overdue too. The second is to
+        be given as `after` for the next ones, None at the end.
+        """
+        rows = await self._db.fetch("read_due", from_s, to_s, *(after or (None, None)), limit)
+        last = (rows[-1]["run_at"], rows[-1]["fences"][0]) if len(rows) == limit else None
+        return [ReadyGroup._make(row[:7]) for row in rows], last
 
-    async def read_snapshot(self) -> tuple[int, int]:
-        """(oldest transaction still running, first not yet begun)."""
-        row = await self._db.fetchrow("read_snapshot")
-        assert row is not None  # one row by construction
-        return row["oldest"], row["next"]
+    async def find_foreign(self, fence: int, below: int, kinds: Sequence[str]) -> int | None:
+        """The first pending job without run_at, from a fence to below another, that is of none of these kinds."""
+        return cast("int | None", await self._db.fetchval("find_foreign", fence, below, kinds))
 
-    async def read_mark(self) -> tuple[int, int]:
-        """(fence below which nothing is ready, last fence drawn)."""
+    async def read_mark(self) -> tuple[int, int, int]:
+        """(fence below which nothing is ready, last fence drawn, oldest transaction still running)."""
         row = await self._db.fetchrow("read_mark")
         assert row is not None  # the migration stored it
-        return row["fence"], row["last_fence"]
+        return row["fence"], row["last_fence"], row["oldest"]
 
     async def raise_mark(self, fence: int) -> None:
         await self._db.fetch("raise_mark", fence)

@@ -35,6 +35,8 @@ NUMBERED_AFTER_S = 1.0
 JITTER_S = 0.3
 """Two reads may differ by so much about when jobs became ready."""
 
+NO_LIMIT = 1 << 30
+
 MIN_SHARE = 64
 """Headers that each user may always hold."""
 
@@ -96,7 +98,8 @@ class FenceCursor:
     def settle(self, oldest: int, following: int, now: float) -> None:
         """Drop the holes that can no longer be filled.
 
-        oldest, following: as Horizon's, both read after the rows were; now: seconds, monotonic.
+        oldest, following: as Horizon's, of the snapshot in which all the holes were last looked for (a later one
+        may know of the end of a transaction whose row nobody has looked for); now: seconds, monotonic.
         """
         kept: list[tuple[Horizon, list[int]]] = []
         known: set[int] = set()
@@ -191,7 +194,7 @@ class KindQueue:
     def room(self) -> int:
         if self.paused or self.is_full:
             return 0
-        return 1 << 30 if self.limit is None else self.limit - self.running
+        return NO_LIMIT if self.limit is None else self.limit - self.running
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +226,7 @@ class Scheduler:
         self.known: dict[int, tuple[str, str]] = {}  # fence -> (kind, user) of all that is held here
         self.timers: list[tuple[float, int, str, str, int]] = []  # (due at, fence, kind, user, priority)
         self._step_s = priority_step_s
-        self._user_limit = 1 << 30 if user_limit is None else user_limit
+        self._user_limit = NO_LIMIT if user_limit is None else user_limit
         self._clock = clock
         self._turn = 0.0  # the virtual time of the last job started
         self._serial = 0
@@ -410,10 +413,39 @@ class Scheduler:
             )
         if user.paused or user.size or user.spilled_from is not None or user.running >= self._user_limit:
             return False
+        self._count_started(queue, user)
+        return True
+
+    def find_room(self, most: int) -> tuple[int, list[str]]:
+        """How many jobs (`most` at most) of which kinds may start without a look at turns and priorities: nothing
+        that could start is waiting here, and so many are within every limit whoever's they are.
+        """
+        queues = self.kinds.values()
+        if any(queue.ready and queue.room() > 0 and self._next_turn(queue) < math.inf for queue in queues):
+            return 0, []
+        if self._user_limit < NO_LIMIT:
+            most = min(most, self._user_limit - max((u.running for u in self.users.values()), default=0))
+        return most, [queue.kind for queue in queues if not queue.is_shared and queue.room() >= most]
+
+    def waiting_users(self) -> list[str]:
+        """Users whose new jobs may not start at once: on hold, or with older ones in the database alone."""
+        return [*self._paused_users, *self._spilled]
+
+    def count_fresh(self, kind: str, user_id: str) -> None:
+        """Count a job as running that was claimed at sight."""
+        user = self.users.get(user_id)
+        if user is None:
+            user = self.users[user_id] = UserQueue(
+                user_id, weight=self._weights.get(user_id, 1.0), turn=self._turn,
+                paused=user_id in self._paused_users,
+            )  # fmt: skip
+        self._count_started(self.kinds[kind], user)
+        self.waits_s[kind].append(0.0)
+
+    def _count_started(self, queue: KindQueue, user: UserQueue) -> None:
         user.running += 1
         user.turn = max(user.turn, self._turn) + 1.0 / user.weight
         queue.running += 1
-        return True
 
     def ended(self, kind: str, user_id: str) -> None:
         """A job that was taken or admitted holds its place no longer."""

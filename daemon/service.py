@@ -246,7 +246,7 @@ async def _build(
         settings=settings,
     )  # fmt: skip
     queue.births = workers
-    feeder = Feeder(queue, scheduler, poll_s=settings.poll_s, on_ready=workers.wake)
+    feeder = Feeder(queue, scheduler, poll_s=settings.poll_s, on_ready=workers.wake, pool=workers)
     workers.flusher.feeder = feeder
     steering = Steering(
         db=db, queue=queue, scheduler=scheduler, workers=workers, lease=lease, lanes=lanes, settings=settings

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -94,7 +94,7 @@ class Workers:
         self._todo: deque[ClaimedJob] = deque()
         self._idle: list[asyncio.Future[None]] = []
         self._waking = False
-        self._born = 0  # slots promised to births in flight
+        self._born = 0  # slots promised to births and claims at sight in flight
         self.flusher = Flusher(self, queue, db, scheduler, lease, changes)
         self._empty = asyncio.Event()
         self._cancels = asyncio.Event()
@@ -157,6 +157,7 @@ class Workers:
         self._born -= 1
         self._scheduler.ended(kind, user_id)
         self.adopt_soon()  # the statement may have been committed although its answer was lost
+        self._tell_if_empty()
 
     def start(self, job: ClaimedJob) -> None:
         self._born -= 1
@@ -168,6 +169,31 @@ class Workers:
 
     def look(self) -> None:
         self.flusher.look()
+
+    # -- claims at sight (feeder.Pool) ---------------------------------------------------------------------
+
+    def promise(self, most: int, after: int) -> int:
+        """Slots for jobs above a fence that are claimed as soon as they are seen. None while ends wait: the flush
+        that writes them claims too, for one commit. Half of the free ones at most: births may come meanwhile.
+        """
+        if self.flusher.backlog or after + 1 < self._lease.low_fence:  # rescue looks for ours from there on
+            return 0
+        slots = max(0, min(most, (self.claimable() + 1) // 2))
+        self._born += slots
+        return slots
+
+    def take_up(self, promised: int, claimed: Sequence[ClaimedJob]) -> None:
+        self._born -= promised
+        for job in claimed:
+            self._scheduler.count_fresh(job.kind, job.user_id)
+            self.begin(job)
+        if claimed:
+            metrics.CLAIM_BATCH.observe(len(claimed))
+            self._changes.mark([i for job in claimed for i in (job.id, job.parent_id) if i is not None])
+        self._tell_if_empty()
+
+    def held_fences(self) -> set[int]:
+        return self.flusher.unwritten() | {job.fence for job in self._todo} | set(self.running)
 
     # -- running one job --------------------------------------------------------------------------------
 
@@ -287,7 +313,10 @@ class Workers:
             self._ran[job.kind, ended.state].append(run_s)
             if self._tells or ended.state is State.FAILED:
                 self._tell(job, ended, run_s)
-        if self.draining and not self.running:
+        self._tell_if_empty()
+
+    def _tell_if_empty(self) -> None:
+        if self.draining and not self.running and not self._born:
             self._empty.set()
 
     def _tell(self, job: ClaimedJob, ended: Ended, run_s: float) -> None:
@@ -410,7 +439,7 @@ class Workers:
         the job was given up while the lease was in doubt.
         """
         rows = await self._db.fetch("read_own_claims", self.worker_id, self._lease.low_fence, 2.0)
-        ours = self.flusher.unwritten() | {job.fence for job in self._todo} | set(self.running)
+        ours = self.held_fences()
         for row in rows:
             if row["fence"] not in ours:
                 job = ClaimedJob(
@@ -488,7 +517,7 @@ class Workers:
 
     async def _wait_until_empty(self, within_s: float) -> None:
         self._empty.clear()
-        if self.running:
+        if self.running or self._born:  # also what is being claimed: its end must be written
             try:
                 async with asyncio.timeout(within_s):
                     await self._empty.wait()

@@ -217,7 +217,9 @@ from listingd.fan_out($1, $2, $3::jsonb)
 -- name: read_ready
 -- Rows above a fence or in the holes, whatever their state (the scheduler must see each fence once to know that it
 -- is no hole), in groups of what is alike: fences, kind, user_id, priority, wait_s (null without run_at), age_s,
--- pending. $1 fence to start after, $2 holes bigint[], $3 limit
+-- pending. The last row holds the fences that are not pending, and the horizon of the very snapshot that saw all this:
+-- oldest = the lowest transaction still running, following = the first not begun.
+-- $1 fence to start after, $2 holes bigint[], $3 limit
 with seen as (
     (
         select s.fence, s.state, s.kind, s.user_id, s.priority, s.run_at
@@ -233,26 +235,99 @@ with seen as (
 )
 select
     array_agg(s.fence order by s.fence) as fences, s.kind, s.user_id, s.priority,
-    extract(epoch from s.run_at - now())::float8 as wait_s, 0::float8 as age_s, true as pending
+    extract(epoch from s.run_at - now())::float8 as wait_s, 0::float8 as age_s, true as pending,
+    null::bigint as oldest, null::bigint as following
 from seen as s
 where s.state = 'pending'
 group by s.kind, s.user_id, s.priority, s.run_at
 union all
-select array_agg(s.fence order by s.fence), '', '', 0, null, 0, false
+select
+    coalesce(array_agg(s.fence order by s.fence), '{}'), '', '', 0, null, 0, false,
+    pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint
 from seen as s
 where s.state <> 'pending'
-having count(*) > 0
 
--- name: read_snapshot
--- The reading transaction's horizon: oldest = the lowest transaction still running, next = the first not begun.
+-- name: claim_fresh
+-- The rows above a fence, and those claimed at once that may start: all of them, unless there are more rows than $2.
+-- fence, kind, user_id, priority, wait_s (null without run_at), pending; of a claimed one id, attempt, max_attempts,
+-- input_text, project_id, parent_id, slot too. One row more than $2 says that there are more.
+-- $1 fence to start after, $2 limit, $3 kinds, $4 users who must wait, $5 worker
+with fresh as materialized (
+    select s.fence, s.kind, s.user_id, s.priority, s.run_at, s.state
+    from listingd.job_states as s
+    where s.fence > $1
+    order by s.fence
+    limit $2 + 1
+),
+claimed as (
+    update listingd.job_states as s
+    set
+        state = 'processing',
+        version = s.version + 1,
+        attempt = s.attempt + 1,
+        worker = $5,
+        started_at = now(),
+        run_at = null,
+        expires_at = null
+    where
+        s.fence = any(array(
+            select c.fence
+            from listingd.job_states as c
+            where
+                c.fence = any(array(
+                    select f.fence
+                    from fresh as f
+                    where f.state = 'pending' and f.kind = any($3::text[]) and f.user_id <> all($4::text[])
+                ))
+                and c.state = 'pending'
+                and (c.run_at is null or c.run_at <= now())
+                and (c.expires_at is null or c.expires_at > now())
+                and (select count(*) from fresh) <= $2
+                and exists (select from listingd.workers as w where w.id = $5 and w.lease_until > now())
+            order by c.fence
+            for update skip locked
+        ))
+    returning s.fence, s.id, s.attempt, s.max_attempts, s.parent_id
+)
 select
-    pg_snapshot_xmin(pg_current_snapshot())::text::bigint as oldest,
-    pg_snapshot_xmax(pg_current_snapshot())::text::bigint as next
+    f.fence, f.kind, f.user_id, f.priority, extract(epoch from f.run_at - now())::float8 as wait_s,
+    f.state = 'pending' as pending, c.id, c.attempt, c.max_attempts, j.input::text as input_text, j.project_id,
+    c.parent_id, j.slot
+from fresh as f
+left join claimed as c on c.fence = f.fence
+left join listingd.jobs as j on j.id = c.id
+order by f.fence
 
--- name: read_pending_from
--- Pending rows from a fence on that have no run_at, for a restart or a spilled user; groups as read_ready's.
--- Their age is that of their ids (UUIDv7: the first five bytes count 256 ms).
--- $1 first fence, $2 user_id or null for all, $3 limit
+-- name: read_backlog
+-- Of the first $5 rows from a fence on, those that are pending and have no run_at, for a start; groups as read_ready's.
+-- Their age is that of their ids (UUIDv7: the first five bytes count 256 ms). The last row holds the highest fence
+-- looked at. $1 first fence, $2 last fence, $3 kinds, $4 oldest transaction whose rows are wanted or null for all, $5 limit
+with seen as materialized (
+    select s.fence, s.state, s.kind, s.user_id, s.priority, s.run_at, s.id, s.xmin as written_by
+    from listingd.job_states as s
+    where s.fence between $1 and $2
+    order by s.fence
+    limit $5
+)
+select
+    array_agg(s.fence order by s.fence) as fences, s.kind, s.user_id, s.priority, null::float8 as wait_s,
+    (extract(epoch from now()) - ('x' || encode(s.born, 'hex'))::bit(40)::bigint * 0.256)::float8 as age_s,
+    true as pending, null::bigint as highest
+from (
+    select s.fence, s.kind, s.user_id, s.priority, substring(uuid_send(s.id) for 5) as born
+    from seen as s
+    where
+        s.state = 'pending' and s.kind = any($3::text[]) and s.run_at is null
+        and ($4::bigint is null or age(s.written_by) <= age(($4 & 4294967295)::text::xid))
+) as s
+group by s.kind, s.user_id, s.priority, s.born
+union all
+select null, null, null, null, null, null, null, max(s.fence)
+from seen as s
+
+-- name: read_user_pending
+-- A user's pending rows from a fence on that have no run_at, when they were spilled; groups as read_backlog's.
+-- $1 user_id, $2 first fence, $3 limit
 select
     array_agg(s.fence order by s.fence) as fences, s.kind, s.user_id, s.priority, null::float8 as wait_s,
     (extract(epoch from now()) - ('x' || encode(s.born, 'hex'))::bit(40)::bigint * 0.256)::float8 as age_s,
@@ -260,7 +335,7 @@ select
 from (
     select s.fence, s.kind, s.user_id, s.priority, substring(uuid_send(s.id) for 5) as born
     from listingd.job_states as s
-    where s.fence >= $1 and s.state = 'pending' and ($2::text is null or s.user_id = $2) and s.run_at is null
+    where s.fence >= $2 and s.state = 'pending' and s.user_id = $1 and s.run_at is null
     order by s.fence
     limit $3
 ) as s
@@ -268,23 +343,36 @@ group by s.kind, s.user_id, s.priority, s.born
 
 -- name: read_due
 -- Pending rows whose run_at lies in (now + $1, now + $2] seconds, soonest first; $1 null = from the beginning.
--- Each is a group of one, as read_ready's. $3 limit
+-- Each is a group of one, as read_ready's, with its run_at. $3 and $4: run_at and fence after which to read on, or
+-- nulls. $5 limit
 select
     array[s.fence] as fences, s.kind, s.user_id, s.priority,
     extract(epoch from s.run_at - now())::float8 as wait_s,
     extract(epoch from now() - s.run_at)::float8 as age_s,
-    true as pending
+    true as pending, s.run_at
 from listingd.job_states as s
 where
-    ($1::float8 is null or s.run_at > now() + make_interval(secs => $1))
+    s.run_at >= coalesce($3, now() + make_interval(secs => $1), '-infinity')
     and s.run_at <= now() + make_interval(secs => $2)
+    and ($3::timestamptz is null or (s.run_at, s.fence) > ($3, $4::bigint))
     and s.state = 'pending'
-order by s.run_at
-limit $3
+order by s.run_at, s.fence
+limit $5
+
+-- name: find_foreign
+-- The first pending row from fence $1 to below $2 that has no run_at and is of none of the kinds $3.
+select s.fence
+from listingd.job_states as s
+where s.fence >= $1 and s.fence < $2 and s.state = 'pending' and s.run_at is null and s.kind <> all($3::text[])
+order by s.fence
+limit 1
 
 -- name: read_mark
--- The fence below which nothing is ready, and the last fence drawn. (A sequence that was never asked says 1 too.)
-select m.fence, (select f.last_value - (not f.is_called)::int from listingd.fences as f) as last_fence
+-- The fence below which nothing is ready, the last fence drawn, and the oldest transaction that is still running.
+-- (A sequence that was never asked says 1 too.)
+select
+    m.fence, (select f.last_value - (not f.is_called)::int from listingd.fences as f) as last_fence,
+    pg_snapshot_xmin(pg_current_snapshot())::text::bigint as oldest
 from listingd.queue_mark as m
 
 -- name: raise_mark
@@ -489,8 +577,8 @@ where
     and s.started_at < now() - make_interval(secs => $3)
 
 -- name: set_flusher
--- Plans of the flusher's session: always by index, planned once. The planner guesses that a worker holds one job
--- and would scan the table for it; and planning the flush anew costs 0.9 ms each time.
+-- Plans of the flusher's and the feeder's sessions: always by index, planned once. The planner guesses that a worker
+-- holds one job and would scan the table for it; and planning the flush anew costs 0.9 ms each time.
 select
     set_config('enable_seqscan', 'off', false),
     set_config('enable_hashjoin', 'off', false),
@@ -498,3 +586,8 @@ select
     set_config('enable_memoize', 'off', false),
     set_config('plan_cache_mode', 'force_generic_plan', false),
     set_config('lock_timeout', '500ms', false)
+
+-- name: set_feeder
+-- A claim at sight does not wait for the disk. Whatever the attempt then makes lasting (an end, a step, an asset) comes
+-- later in the log and takes the claim with it; one that a crash of the server forgets leaves the job pending.
+select set_config('synchronous_commit', 'off', false)

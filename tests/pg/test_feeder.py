@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
 
 from daemon import feeder as feeder_module
+from daemon import scheduler as scheduler_module
 from daemon.db import Database
 from daemon.feeder import Feeder
-from daemon.jobs import State, new_id
+from daemon.jobs import ClaimedJob, State, new_id
 from daemon.lanes import Lanes
-from daemon.queue import Ended, Queue
+from daemon.queue import Ended, Queue, Seen
 from daemon.scheduler import Scheduler
 from tests.support import eventually
 
@@ -70,6 +73,7 @@ class Site:
 @pytest.fixture
 async def site(db: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     monkeypatch.setattr(feeder_module, "MARK_EVERY_S", 0.0)
+    monkeypatch.setattr(scheduler_module, "NUMBERED_AFTER_S", 0.1)  # no transaction of a test is that slow
     worker = await db.fetchval("start_worker", "test", 600.0, ["ping", "pack"], 4, "{}")
     made = Site(db, worker)
     running = asyncio.create_task(made.feeder.run())
@@ -197,3 +201,172 @@ async def test_a_job_of_a_kind_run_elsewhere_holds_the_mark_until_it_is_claimed(
     await site.db.pool.fetch("select * from listingd.mark_jobs_processing('rust', $1)", [fence])
 
     await eventually(lambda: site._has_risen_to(fence + 1))
+
+
+async def test_a_row_that_commits_just_after_a_read_is_not_taken_for_rolled_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The horizon that forgets a hole is that of the read which looked for it, not of a moment later."""
+    monkeypatch.setattr(scheduler_module, "NUMBERED_AFTER_S", 0.0)
+    async with site.db.acquire() as slow:
+        transaction = slow.transaction()
+        await transaction.start()
+        late = await slow.fetchval("select listingd.enqueue_job('ping')")
+        fence = await slow.fetchval("select fence from listingd.job_states where id = $1", late)
+        await site.claim(await site.add())
+        await eventually(lambda: fence in site.feeder._cursor.holes)
+        looks: list[int] = []
+        read = site.queue.read_ready
+
+        async def read_then_commit(*arguments: Any) -> Seen:
+            seen = await read(*arguments)
+            looks.append(1)
+            if len(looks) == 3:  # its horizon is known by then
+                await transaction.commit()
+            return seen
+
+        monkeypatch.setattr(site.queue, "read_ready", read_then_commit)
+
+        await eventually(lambda: fence in site.scheduler.known)
+
+
+class Slots:
+    """A pool that runs nothing: what it was given to run."""
+
+    def __init__(self, worker: int, slots: int) -> None:
+        self.worker_id, self.slots = worker, slots
+        self.taken: list[int] = []
+        self.promised = 0
+
+    def promise(self, most: int, after: int) -> int:
+        self.promised = min(most, self.slots)
+        return self.promised
+
+    def take_up(self, promised: int, claimed: Sequence[ClaimedJob]) -> None:
+        assert promised == self.promised
+        self.promised = 0
+        self.taken += [job.fence for job in claimed]
+
+    def adopt_soon(self) -> None: ...
+
+    def held_fences(self) -> set[int]:
+        return set(self.taken)
+
+
+@asynccontextmanager
+async def claiming(site: Site, slots: int = 4) -> AsyncIterator[tuple[Scheduler, Feeder, Slots]]:
+    """A daemon that claims at sight and has taken up its start; nobody takes what it leaves to the scheduler."""
+    scheduler, pool = Scheduler(["ping", "pack"], user_limit=8), Slots(site.worker, slots)
+    feeder = Feeder(site.queue, scheduler, poll_s=0.02, on_ready=lambda: None, pool=pool)
+    running = asyncio.create_task(feeder.run())
+    try:
+        await eventually(lambda: feeder._walked and feeder._restart is None)
+        yield scheduler, feeder, pool
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def enqueue(site: Site, count: int, **more: Any) -> list[int]:
+    """Their fences; all are committed at once."""
+    jobs = [{"kind": "ping"} | more for _ in range(count)]
+    ids = await site.db.pool.fetchval(
+        "select array_agg(j) from listingd.enqueue_jobs($1) as j", json.dumps(jobs)
+    )
+    return [await site.fence(job) for job in ids]
+
+
+async def read_state(site: Site, fence: int) -> str:
+    return str(await site.db.pool.fetchval("select state from listingd.job_states where fence = $1", fence))
+
+
+async def test_new_jobs_are_claimed_by_the_statement_that_finds_them(site: Site) -> None:
+    async with claiming(site) as (scheduler, _, pool):
+        fences = await enqueue(site, 3)
+
+        await eventually(lambda: pool.taken == fences)
+
+        assert {"processing"} == {await read_state(site, fence) for fence in fences}
+        assert not scheduler.known
+
+
+async def test_a_claim_that_the_server_forgot_is_made_again_once_its_attempt_is_over(site: Site) -> None:
+    """P5: both attempts would write with the same fence and worker."""
+    async with claiming(site) as (scheduler, feeder, pool):
+        [fence, other] = await enqueue(site, 2)
+        await eventually(lambda: pool.taken == [fence, other])
+        await site.db.pool.execute(
+            "update listingd.job_states set state = 'pending', worker = null, attempt = 0 where fence = any($1)",
+            [fence, other],
+        )
+        pool.taken.remove(other)
+        feeder.doubt(fence)
+        feeder.doubt(other)
+        feeder.recheck()
+        await eventually(lambda: other in scheduler.known)
+        assert fence not in scheduler.known
+
+        pool.taken.remove(fence)
+
+        await eventually(lambda: fence in scheduler.known)
+
+
+async def test_more_new_jobs_than_slots_are_left_to_the_scheduler(site: Site) -> None:
+    """Whose turn it is matters as soon as not all can start."""
+    async with claiming(site, slots=2) as (scheduler, _, pool):
+        fences = await enqueue(site, 3)
+
+        await eventually(lambda: set(fences) <= set(scheduler.known))
+
+        assert [] == pool.taken
+
+
+async def test_a_new_job_does_not_start_before_one_that_waits(site: Site) -> None:
+    async with claiming(site, slots=2) as (scheduler, _, pool):
+        waiting = await enqueue(site, 3)
+        await eventually(lambda: set(waiting) <= set(scheduler.known))
+
+        [fence] = await enqueue(site, 1)
+        await eventually(lambda: fence in scheduler.known)
+
+        assert [] == pool.taken
+
+
+async def test_jobs_on_hold_limited_or_not_yet_due_are_not_claimed_at_sight(site: Site) -> None:
+    async with claiming(site) as (scheduler, _, pool):
+        scheduler.configure_users({}, frozenset({"held"}))
+        scheduler.configure_kind("pack", limit=None, paused=False, shared_limit=4)
+        [held] = await enqueue(site, 1, user_id="held")
+        [later] = await enqueue(site, 1, run_at=str(datetime.now(UTC) + timedelta(seconds=20)))
+        [foreign] = await enqueue(site, 1, kind="image")
+        [fence] = await enqueue(site, 1)
+        await eventually(lambda: pool.taken == [fence])
+        [shared] = await enqueue(
+            site, 1, kind="pack"
+        )  # whether there is a place is asked before it is claimed
+
+        await eventually(lambda: {held, shared, later} == set(scheduler.known))
+        assert pool.taken == [fence]
+
+        assert "pending" == await read_state(site, foreign)
+
+
+async def test_a_backlog_is_taken_up_piece_by_piece(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeder_module, "PIECE", 2)
+    fences = await enqueue(site, 7)
+    mine = await site.mark()
+
+    async with restarted(site) as scheduler:
+        await eventually(lambda: set(fences) <= set(scheduler.known))
+
+    assert mine <= fences[0]
+
+
+async def test_many_jobs_due_at_one_moment_are_all_held(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next piece begins after the last job, not after its run_at."""
+    monkeypatch.setattr(feeder_module, "PIECE", 2)
+    fences = await enqueue(site, 7, run_at=str(datetime.now(UTC) + timedelta(seconds=20)))
+    await site.pass_by()
+
+    async with restarted(site) as scheduler:
+        await eventually(lambda: set(fences) <= set(scheduler.known))

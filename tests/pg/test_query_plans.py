@@ -44,6 +44,7 @@ class Queue:
     dsn: str
     mark: int
     pending: list[int]
+    last: int
     running: list[int]
     worker: int
     failed: UUID
@@ -84,14 +85,15 @@ async def _prepare(dsn: str) -> Queue:
             running, worker,
         )  # fmt: skip
         ids = await c.fetchrow(
-            "select (select id from listingd.job_states where state = 'failed' limit 1) as failed,"
+            "select (select max(fence) from listingd.job_states) as last,"
+            " (select id from listingd.job_states where state = 'failed' limit 1) as failed,"
             " (select id from listingd.job_states where state = 'completed' and kind = 'image' limit 1) as completed,"
             " (select id from listingd.job_states where fence = $1) as due_pending,"
             " (select project_id from listingd.jobs where user_id = $2 and project_id is not null limit 1) as project,"
             " (select id from listingd.jobs order by id limit 1) as oldest",
             fences[-1], USER,
         )  # fmt: skip
-        return Queue(dsn, mark, pending, running, worker, **dict(ids))
+        return Queue(dsn, mark, pending, running=running, worker=worker, **dict(ids))
     finally:
         await c.close()
 
@@ -123,11 +125,15 @@ FLUSHER: dict[str, tuple[Arguments, int]] = {
         lambda q: [q.running[:100], ["completed"] * 100, ["{}"] * 100, [None] * 100, [0.0] * 100, [0] * 100, q.worker, q.pending[:100]],
         1500,
     ),
+    "read_ready": (lambda q: [q.mark + 1000, q.pending[:50], 500], 1000),
+    "claim_fresh": (lambda q: [q.last - 20, 32, ["image", "ping"], [], q.worker], 150),
 }  # fmt: skip
 DAEMON: dict[str, tuple[Arguments, int]] = {
     "read_ready": (lambda q: [q.mark + 1000, q.pending[:50], 500], 1000),
-    "read_pending_from": (lambda q: [q.mark, None, 500], 1500),
-    "read_due": (lambda q: [None, 7200.0, 500], 600),
+    "read_backlog": (lambda q: [q.mark, q.mark + 10_000, ["image"], None, 500], 600),
+    "read_user_pending": (lambda q: [USER, q.mark, 5], 3000),  # every 500th is theirs
+    "find_foreign": (lambda q: [q.mark, q.mark + 500, ["image"]], 600),
+    "read_due": (lambda q: [None, 7200.0, None, None, 500], 600),
     "read_mark": (lambda q: [], 10),
     "read_children": (lambda q: [q.completed], 20),
     "report_progress": (lambda q: [q.running[:50], ['{"done": 1}'] * 50, q.worker], 300),

@@ -165,11 +165,11 @@ async def test_a_child_retried_alone_is_waited_for(bench: Bench) -> None:
 
 async def test_before_the_first_job_no_fence_was_drawn(bench: Bench) -> None:
     """A daemon on an empty database once took the first fence for one it had read: that job never started."""
-    assert (0, 0) == await bench.queue.read_mark()
+    assert (0, 0) == (await bench.queue.read_mark())[:2]
 
     await bench.db.pool.execute("select listingd.enqueue_job('ping')")
 
-    assert (0, 1) == await bench.queue.read_mark()
+    assert (0, 1) == (await bench.queue.read_mark())[:2]
 
 
 async def test_a_rescued_job_that_fails_next_keeps_a_record_of_both(bench: Bench) -> None:

@@ -171,6 +171,33 @@ def test_a_birth_needs_room_and_no_older_job() -> None:
     assert not scheduler.admit("unknown", "a")
 
 
+def test_new_jobs_may_start_at_sight_when_nobody_waits_and_no_limit_is_near() -> None:
+    scheduler, _ = make(user_limit=5)
+    scheduler.configure_kind("image", limit=4, paused=False)
+    scheduler.configure_kind("pack", limit=None, paused=False, shared_limit=100)
+
+    assert (5, ["ping"]) == scheduler.find_room(32)
+    assert (2, ["image", "ping"]) == scheduler.find_room(2)
+
+    for _ in range(3):
+        scheduler.count_fresh("ping", "a")
+    assert (2, ["image", "ping"]) == scheduler.find_room(32)
+
+    scheduler.add(1, "ping", "b", 0)
+    assert (0, []) == scheduler.find_room(32)
+
+
+def test_jobs_that_cannot_start_do_not_hold_back_new_ones() -> None:
+    scheduler, _ = make()
+    scheduler.configure_kind("image", limit=None, paused=True)
+    scheduler.configure_users({}, frozenset({"held"}))
+    scheduler.add(1, "image", "a", 0)
+    scheduler.add(2, "ping", "held", 0)
+
+    assert (32, ["pack", "ping"]) == scheduler.find_room(32)
+    assert ["held"] == scheduler.waiting_users()
+
+
 def test_what_a_user_has_too_much_of_stays_in_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler_module, "MAX_HEADERS", 100)
     scheduler, _ = make()
