@@ -29,6 +29,9 @@ MAX_BATCH = 1000
 """Jobs stored by one statement."""
 RECONNECT_WAIT_S = 0.5
 """How long a caller waits for a lost connection to come back before the answer is 503."""
+SOON_S = 60.0
+"""A job that is due within so many seconds is looked at once it is stored; the feeder's polls find later ones in
+time, long before its horizon reaches them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,8 +351,8 @@ class Queue:
                     )  # fmt: skip
                 elif job.run_at is None:
                     self.births.offer(row[1], job.kind, job.user_id, job.priority)
-                else:
-                    self.births.look()  # the database owns the clock: it says in how many seconds it is due
+                elif (job.run_at - row[3]).total_seconds() <= SOON_S:  # by the database's clock
+                    self.births.look()  # reading it costs a statement, as much as storing it
 
     async def _answer(
         self, connection: database.Connection, batch: Sequence[_Ask], found: Mapping[UUID, asyncpg.Record]

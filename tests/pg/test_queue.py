@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,8 +13,9 @@ import pytest
 
 from daemon.db import Database
 from daemon.errors import Conflict, InvalidInput
+from daemon.feeder import HORIZON_S
 from daemon.jobs import NewJob, State, new_id
-from daemon.queue import Ended, Flushed, Idempotency, Queue
+from daemon.queue import Ended, Flushed, Idempotency, NoBirths, Queue
 
 
 class Desk:
@@ -46,6 +48,16 @@ class Desk:
         row = await self.db.fetchrow("start_worker", instance, lease_s, ["ping"], 4, "{}")
         assert row is not None
         return int(row["id"])
+
+
+class CountedLooks(NoBirths):
+    """Counts how often the feeder is asked to look."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def look(self) -> None:
+        self.count += 1
 
 
 @pytest.fixture
@@ -307,6 +319,18 @@ async def test_a_keyed_batch_is_replayed_whole(desk: Desk) -> None:
     assert [m.id for m in first] == [m.id for m in second]
     assert all(m.replayed for m in second)
     assert 3 == await desk.connection.fetchval("select count(*) from listingd.jobs")
+
+
+@pytest.mark.parametrize(("due_in_s", "is_looked_at"), [(-5.0, True), (HORIZON_S, True), (86_400.0, False)])
+async def test_only_a_job_that_is_due_soon_is_looked_at(
+    desk: Desk, due_in_s: float, is_looked_at: bool
+) -> None:
+    """The feeder finds the others by its polls: a look for each of them cost as much as storing it."""
+    desk.queue.births = looks = CountedLooks()
+
+    await desk.create(NewJob("ping", {}, run_at=datetime.now(UTC) + timedelta(seconds=due_in_s)))
+
+    assert is_looked_at == (looks.count == 1)
 
 
 async def test_a_key_with_another_body_is_refused(desk: Desk) -> None:
