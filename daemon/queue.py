@@ -47,14 +47,11 @@ class Idempotency:
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """A job that was asked for. replayed: an earlier call with the same key made it. existing: an active job
-    of the same user holds the unique key; nothing was stored.
-    """
+    """A job that was asked for. replayed: an earlier call with the same key made it."""
 
     id: UUID
     created_at: datetime | None
     replayed: bool = False
-    existing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +120,6 @@ def _write_row(job_id: UUID, job: NewJob, at_birth: bool) -> dict[str, Any]:
         row["expires_at"] = job.expires_at
     if job.webhook is not None:
         row["webhook"] = job.webhook
-    if job.unique_key is not None:
-        row["unique_key"] = job.unique_key
     return row
 
 
@@ -335,9 +330,7 @@ class Queue:
         born: dict[UUID, NewJob] = {}
         for ask in batch:
             for index, (job_id, job) in enumerate(zip(ask.ids, ask.jobs, strict=True)):
-                at_birth = (
-                    job.run_at is None and job.unique_key is None and self.births.admit(job.kind, job.user_id)
-                )
+                at_birth = job.run_at is None and self.births.admit(job.kind, job.user_id)
                 if at_birth:
                     born[job_id] = job
                 row = _write_row(job_id, job, at_birth)
@@ -382,45 +375,21 @@ class Queue:
     async def _answer(
         self, connection: database.Connection, batch: Sequence[_Ask], found: Mapping[UUID, asyncpg.Record]
     ) -> None:
+        """A caller whose jobs were not stored gave an idempotency key that was taken."""
         for ask in batch:
-            if all(job_id in found for job_id in ask.ids):
+            if ask.ids[0] in found:
                 if not ask.done.done():
                     ask.done.set_result([Created(i, found[i]["created_at"]) for i in ask.ids])
+                continue
+            assert ask.idempotency is not None
+            try:
+                answer = await self._replay(connection, ask.idempotency)
+            except Exception as exc:  # handed to the caller who asked, who translates it
+                if not ask.done.done():
+                    ask.done.set_exception(exc)
             else:
-                try:
-                    answer = await self._explain_missing(connection, ask, found)
-                except Exception as exc:  # handed to the caller who asked, who translates it
-                    if not ask.done.done():
-                        ask.done.set_exception(exc)
-                else:
-                    if not ask.done.done():
-                        ask.done.set_result(answer)
-
-    async def _explain_missing(
-        self, connection: database.Connection, ask: _Ask, found: Mapping[UUID, asyncpg.Record]
-    ) -> list[Created]:
-        """Why some of a caller's jobs were not stored: a taken idempotency key, or held unique keys."""
-        if ask.idempotency is not None and ask.ids[0] not in found and ask.jobs[0].unique_key is None:
-            return await self._replay(connection, ask.idempotency)
-        holders = await self._fetch(
-            connection,
-            "read_unique_holders",
-            [job.user_id for job in ask.jobs],
-            [job.unique_key for job in ask.jobs],
-        )
-        by_key = {(row["user_id"], row["unique_key"]): row["id"] for row in holders}
-        answer = []
-        for job_id, job in zip(ask.ids, ask.jobs, strict=True):
-            if job_id in found:
-                answer.append(Created(job_id, found[job_id]["created_at"]))
-            elif (holder := by_key.get((job.user_id, job.unique_key))) is not None:
-                answer.append(Created(holder, None, existing=True))
-            else:
-                raise Conflict(
-                    "The job that held this unique key ended at this moment.",
-                    code="unique_key_moved", hint="Send the request again.", data={"retry_after_s": 1},
-                )  # fmt: skip
-        return answer
+                if not ask.done.done():
+                    ask.done.set_result(answer)
 
     async def _replay(self, connection: database.Connection, key: Idempotency) -> list[Created]:
         rows = await self._fetch(connection, "read_idempotency_keys", [key.principal], [key.key])

@@ -1,8 +1,8 @@
 -- name: create_jobs
 -- One row a job that was stored: id, fence, created_at. A job whose idempotency key is taken is not stored.
 -- $1 the jobs: JSON array of {id, kind, user_id, priority, max_attempts, input, born (claimed at birth), project_id?,
--- metadata?, tags?, run_at?, expires_at?, webhook?, unique_key?, principal?, key?, fingerprint? (of its idempotency
--- key), response? (ids of a keyed batch), keyed_by? (the job that carries the key of this one's batch)},
+-- metadata?, tags?, run_at?, expires_at?, webhook?, principal?, key?, fingerprint? (of its idempotency key), response?
+-- (ids of a keyed batch), keyed_by? (the job that carries the key of this one's batch)},
 -- $2 worker, $3 notify other processes. One text, since a client pays for every element of an array: 19 columns of
 -- them cost it more than the statement costs the server.
 with asked as (
@@ -11,11 +11,11 @@ with asked as (
         jsonb_to_recordset($1::jsonb) as (
             id uuid, kind text, user_id text, priority smallint, max_attempts smallint, input jsonb, born boolean,
             project_id uuid, metadata jsonb, tags text[], run_at timestamptz, expires_at timestamptz, webhook jsonb,
-            unique_key text, principal text, key text, fingerprint text, response jsonb, keyed_by uuid
+            principal text, key text, fingerprint text, response jsonb, keyed_by uuid
         )
     ) with ordinality as a (
         id, kind, user_id, priority, max_attempts, input, born, project_id, metadata, tags, run_at, expires_at,
-        webhook, unique_key, principal, key, fingerprint, response, keyed_by, n
+        webhook, principal, key, fingerprint, response, keyed_by, n
     )
 ),
 keyed as (
@@ -33,12 +33,11 @@ fresh as (
 ),
 states as (
     insert into listingd.job_states (
-        id, run_at, expires_at, priority, max_attempts, kind, user_id, unique_key,
-        state, attempt, worker, started_at, wants_webhook
+        id, run_at, expires_at, priority, max_attempts, kind, user_id, state, attempt, worker, started_at,
+        wants_webhook
     )
     select
         f.id, f.run_at, case when not f.born then f.expires_at end, f.priority, f.max_attempts, f.kind, f.user_id,
-        f.unique_key,
         case when f.born then 'processing' else 'pending' end,
         case when f.born then 1 else 0 end,
         case when f.born then $2::bigint end,
@@ -50,7 +49,6 @@ states as (
         )
     from fresh as f
     order by f.n
-    on conflict (user_id, unique_key) where unique_key is not null do nothing
     returning id, fence
 ),
 stored as (
@@ -61,7 +59,6 @@ stored as (
         f.id, f.user_id, f.kind, f.project_id, f.priority, f.max_attempts, f.run_at, f.expires_at,
         f.input, coalesce(f.metadata, '{}'), coalesce(f.tags, '{}'), f.webhook
     from fresh as f
-    where f.unique_key is null or f.id in (select s.id from states as s)
 ),
 projects as (
     insert into listingd.projects (id, user_id)
@@ -78,12 +75,6 @@ from states as s
 select i.principal, i.key, i.fingerprint, i.job_id, i.response
 from unnest($1::text[], $2::text[]) as a (principal, key)
 join listingd.idempotency_keys as i using (principal, key)
-
--- name: read_unique_holders
--- user_id, unique_key, id of the active jobs that hold these unique keys. $1 users, $2 unique keys
-select s.user_id, s.unique_key, s.id
-from unnest($1::text[], $2::text[]) as a (user_id, unique_key)
-join listingd.job_states as s using (user_id, unique_key)
 
 -- name: flush
 -- Finish and claim in one statement. Rows: the claimed jobs; and one last row with id null whose input_text is

@@ -342,16 +342,19 @@ async def test_a_key_with_another_body_is_refused(desk: Desk) -> None:
 
 
 async def test_a_unique_key_gives_the_job_that_holds_it(desk: Desk) -> None:
-    job = NewJob("ping", {}, user_id="u", unique_key="daily")
-    (first,) = await desk.queue.create([job])
-    (second,) = await desk.queue.create([job])
-    assert (first.id, True) == (second.id, second.existing)
+    async def enqueue() -> UUID:
+        job_id: UUID = await desk.connection.fetchval(
+            "select listingd.enqueue_job('ping', user_id => 'u', unique_key => 'daily')"
+        )
+        return job_id
 
-    fence = await desk.fence(first.id)
+    first = await enqueue()
+    assert first == await enqueue()
+
+    fence = await desk.fence(first)
     await desk.flush(claims=[fence])
     await desk.flush(Ended(fence, State.COMPLETED))
-    (third,) = await desk.queue.create([job])
-    assert third.id != first.id
+    assert first != await enqueue()
 
 
 async def test_one_unstorable_job_refuses_nobody_else(desk: Desk) -> None:
