@@ -44,10 +44,7 @@ _SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-_API_ONLY = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-}
+_NOTHING_LOADS = "default-src 'none'; frame-ancestors 'none'"
 _COMPRESSED = frozenset({"application/json", "application/problem+json"})
 _GZIP_FROM_BYTES = 1024
 
@@ -142,9 +139,8 @@ class Door:
         """Headers that every answer has; called when an answer is about to be sent."""
         headers = response.headers
         headers.update(_SECURITY)
-        for name, value in _API_ONLY.items():
-            if name not in headers:
-                headers[name] = value
+        headers.setdefault("Cache-Control", "no-store")
+        headers.setdefault("Content-Security-Policy", _NOTHING_LOADS)
         visit = request.get(VISIT)
         if visit is not None:
             headers["X-Request-Id"] = visit.id
