@@ -32,8 +32,8 @@ _NOT_STORABLE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, P
 RECONNECT_WAIT_S = 0.5
 """How long a caller waits for a lost connection to come back before the answer is 503."""
 SOON_S = 60.0
-"""A job that is due within so many seconds is looked at once it is stored; the feeder's polls find later ones in
-time, long before its horizon reaches them."""
+"""Every process looks at once at a stored job that is due within so many seconds; their polls find later ones in
+time, since they reach as far as the feeder's horizon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +339,7 @@ class Queue:
                 rows.append(row)
         try:
             stored = await self._fetch(
-                connection, "create_jobs", to_json(rows).decode(), self.births.worker_id, self.rivals
+                connection, "create_jobs", to_json(rows).decode(), self.births.worker_id, self.rivals, SOON_S
             )
         except BaseException:
             for job in born.values():
@@ -369,7 +369,7 @@ class Queue:
                     )  # fmt: skip
                 elif job.run_at is None:
                     self.births.offer(row["fence"], job.kind, job.user_id, job.priority)
-                elif (job.run_at - row["created_at"]).total_seconds() <= SOON_S:  # by the database's clock
+                elif row["is_soon"]:
                     self.births.look()  # reading it costs a statement, as much as storing it
 
     async def _answer(

@@ -1,9 +1,9 @@
 -- name: create_jobs
--- One row a job that was stored: id, fence, created_at. A job whose idempotency key is taken is not stored.
+-- One row a job that was stored: id, fence, created_at, is_soon (it waits, and is due within $4 seconds). A job whose idempotency key is taken is not stored.
 -- $1 the jobs: JSON array of {id, kind, user_id, priority, max_attempts, input, born (claimed at birth), project_id?,
 -- metadata?, tags?, run_at?, expires_at?, webhook?, principal?, key?, fingerprint? (of its idempotency key), response?
 -- (ids of a keyed batch), keyed_by? (the job that carries the key of this one's batch)},
--- $2 worker, $3 notify other processes. One text, since a client pays for every element of an array: 19 columns of
+-- $2 worker, $3 notify other processes of what is_soon, $4 seconds. One text, since a client pays for every element of an array: 19 columns of
 -- them cost it more than the statement costs the server.
 with asked as (
     select *
@@ -49,7 +49,8 @@ states as (
         )
     from fresh as f
     order by f.n
-    returning id, fence
+    returning
+        id, fence, state = 'pending' and coalesce(run_at <= now() + make_interval(secs => $4), true) as is_soon
 ),
 stored as (
     insert into listingd.jobs (
@@ -67,7 +68,9 @@ projects as (
     where f.project_id is not null
     on conflict do nothing
 )
-select s.id, s.fence, now() as created_at, case when $3 then pg_notify('listingd_jobs', '') end as notified
+select
+    s.id, s.fence, now() as created_at, s.is_soon,
+    case when $3 and s.is_soon then pg_notify('listingd_jobs', '') end as notified
 from states as s
 
 -- name: read_idempotency_keys

@@ -108,7 +108,7 @@ async def connection(queue: Queue) -> AsyncIterator[asyncpg.Connection]:
 def created(jobs: int) -> list[Any]:
     """The arguments of create_jobs."""
     job = {"kind": "image", "user_id": USER, "priority": 0, "max_attempts": 4, "input": {}, "born": False}
-    return [json.dumps([job | {"id": str(new_id())} for _ in range(jobs)]), 1, False]
+    return [json.dumps([job | {"id": str(new_id())} for _ in range(jobs)]), 1, False, 60.0]
 
 
 Arguments = Callable[[Queue], list[Any]]

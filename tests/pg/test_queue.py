@@ -15,7 +15,7 @@ from daemon.db import Database
 from daemon.errors import Conflict, InvalidInput
 from daemon.feeder import HORIZON_S
 from daemon.jobs import NewJob, State, new_id
-from daemon.queue import Ended, Flushed, Idempotency, NoBirths, Queue
+from daemon.queue import BirthDesk, Ended, Flushed, Idempotency, NoBirths, Queue
 
 
 class Desk:
@@ -58,6 +58,16 @@ class CountedLooks(NoBirths):
 
     def look(self) -> None:
         self.count += 1
+
+
+class BornAtOnce(NoBirths):
+    """A worker with a free slot for every new job."""
+
+    def __init__(self, worker: int) -> None:
+        self.worker_id = worker
+
+    def admit(self, kind: str, user_id: str) -> bool:
+        return True
 
 
 @pytest.fixture
@@ -331,6 +341,26 @@ async def test_only_a_job_that_is_due_soon_is_looked_at(
     await desk.create(NewJob("ping", {}, run_at=datetime.now(UTC) + timedelta(seconds=due_in_s)))
 
     assert is_looked_at == (looks.count == 1)
+
+
+async def test_other_processes_hear_only_of_what_they_could_run_soon(desk: Desk) -> None:
+    """A notification makes each of them read, and commits that carry one wait for each other."""
+    heard: list[str] = []
+    await desk.connection.add_listener("listingd_jobs", lambda *_: heard.append("jobs"))
+
+    async def is_told(births: BirthDesk, due_in_s: float | None = None) -> bool:
+        desk.queue.births = births
+        heard.clear()
+        run_at = None if due_in_s is None else datetime.now(UTC) + timedelta(seconds=due_in_s)
+        await desk.create(NewJob("ping", {}, run_at=run_at))
+        for _ in range(2):  # the server tells before it answers; the callback runs before the second answer
+            await desk.connection.fetchval("select 1")
+        return bool(heard)
+
+    assert await is_told(NoBirths())
+    assert await is_told(NoBirths(), due_in_s=HORIZON_S)
+    assert not await is_told(NoBirths(), due_in_s=86_400.0)
+    assert not await is_told(BornAtOnce(desk.worker))
 
 
 async def test_a_key_with_another_body_is_refused(desk: Desk) -> None:
