@@ -109,11 +109,14 @@ async def _wait_open(port: int, check: Callable[[], None]) -> None:
 
 
 async def _load(campaign: Campaign, target: Target, connections: int) -> Figures:
-    before = processes.cpu_s(target.pid)
+    before, theirs = processes.cpu_s(target.pid), campaign.server.cpu_s()
     by = _load_by_wrk if shutil.which("wrk") else _load_by_python
     figures = await by(target, connections, campaign.sizes.http_s)
-    used = processes.cpu_s(target.pid) - before
-    return figures | {"server_us": round(used / (figures["jobs_s"] * campaign.sizes.http_s) * 1e6, 1)}
+    used, theirs = processes.cpu_s(target.pid) - before, campaign.server.cpu_s() - theirs
+    answers = figures["jobs_s"] * campaign.sizes.http_s
+    return figures | {
+        "server_us": round(used / answers * 1e6, 1), "postgres_us": round(theirs / answers * 1e6, 1),
+    }  # fmt: skip
 
 
 async def _load_by_wrk(target: Target, connections: int, seconds: float) -> Figures:

@@ -61,7 +61,6 @@ class NewJob:
     max_attempts: int = 4
     metadata: Mapping[str, Any] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
-    unique_key: str | None = None
     webhook: Mapping[str, Any] | None = None
 
 

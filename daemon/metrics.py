@@ -34,30 +34,37 @@ _BATCHES = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000)
 
 
 class Distribution(Collector):
-    """A histogram per kind that takes many values at once: 0.1 µs each, where Histogram.observe takes 1."""
+    """A histogram for each value of a label that takes many values at once: 0.1 µs each, where Histogram.observe
+    takes 1. For the event loop's thread alone: it has no lock.
+    """
 
-    def __init__(self, name: str, text: str, bounds: tuple[float, ...], registry: CollectorRegistry) -> None:
+    def __init__(
+        self, name: str, text: str, label: str, bounds: tuple[float, ...], registry: CollectorRegistry
+    ) -> None:
         self._name = name
         self._text = text
+        self._label = label
         self._bounds = bounds
         self._counts: dict[str, list[int]] = {}
         self._sums: dict[str, float] = {}
         registry.register(self)
 
-    def observe(self, kind: str, values: Iterable[float]) -> None:
+    def observe(self, label: str, values: Iterable[float]) -> None:
         """Count the values, in seconds."""
-        counts = self._counts.setdefault(kind, [0] * (len(self._bounds) + 1))
+        counts = self._counts.get(label)
+        if counts is None:
+            counts = self._counts[label] = [0] * (len(self._bounds) + 1)
         total = 0.0
         for value in values:
             counts[bisect_left(self._bounds, value)] += 1
             total += value
-        self._sums[kind] = self._sums.get(kind, 0.0) + total
+        self._sums[label] = self._sums.get(label, 0.0) + total
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        family = HistogramMetricFamily(self._name, self._text, labels=("kind",))
+        family = HistogramMetricFamily(self._name, self._text, labels=(self._label,))
         names = [*map(str, self._bounds), "+Inf"]
-        for kind, counts in self._counts.items():
-            family.add_metric((kind,), list(zip(names, accumulate(counts), strict=True)), self._sums[kind])
+        for label, counts in self._counts.items():
+            family.add_metric((label,), list(zip(names, accumulate(counts), strict=True)), self._sums[label])
         yield family
 
 
@@ -69,8 +76,8 @@ JOBS = Counter("listingd_job_attempts_total", "Ended attempts.", ("kind", "outco
 JOBS_CREATED = Counter("listingd_jobs_created_total", "Jobs stored.", ("kind", "door"), registry=REGISTRY)
 JOBS_RESCUED = Counter("listingd_jobs_rescued_total", "Jobs taken over from dead workers.", registry=REGISTRY)
 JOBS_LOST = Counter("listingd_jobs_lost_total", "Writes refused by the fence.", registry=REGISTRY)
-WAIT = Distribution("listingd_job_wait_seconds", "From ready to claimed.", _WAITS_S, REGISTRY)
-RUN = Distribution("listingd_job_run_seconds", "Run time of an attempt.", _RUNS_S, REGISTRY)
+WAIT = Distribution("listingd_job_wait_seconds", "From ready to claimed.", "kind", _WAITS_S, REGISTRY)
+RUN = Distribution("listingd_job_run_seconds", "Run time of an attempt.", "kind", _RUNS_S, REGISTRY)
 CLAIM_BATCH = Histogram(
     "listingd_claim_batch_jobs", "Jobs claimed by one statement.", buckets=_BATCHES, registry=REGISTRY
 )
@@ -99,10 +106,9 @@ LANE_PAUSED = Gauge("listingd_lane_paused", "1 while a lane is paused.", ("provi
 HTTP_REQUESTS = Counter(
     "listingd_http_requests_total", "Answered requests.", ("route", "method", "status"), registry=REGISTRY
 )
-HTTP_RUN = Histogram(
-    "listingd_http_request_seconds", "Duration of a request.", ("route",),
-    buckets=_REQUESTS_S, registry=REGISTRY,
-)  # fmt: skip
+HTTP_RUN = Distribution(
+    "listingd_http_request_seconds", "Duration of a request.", "route", _REQUESTS_S, REGISTRY
+)
 STREAMS = Gauge("listingd_http_streams_open", "Open event streams.", registry=REGISTRY)
 
 DATABASE_UP = Gauge("listingd_database_up", "1 while Postgres answers.", registry=REGISTRY)

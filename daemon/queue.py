@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol, cast
 from uuid import UUID
 
 import asyncpg
+from pydantic_core import PydanticSerializationError, to_json
 
 from daemon import db as database
 from daemon.errors import Conflict, InvalidInput, Unavailable
@@ -27,8 +28,12 @@ from daemon.json_text import write_json
 
 MAX_BATCH = 1000
 """Jobs stored by one statement."""
+_NOT_STORABLE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, PydanticSerializationError)
 RECONNECT_WAIT_S = 0.5
 """How long a caller waits for a lost connection to come back before the answer is 503."""
+SOON_S = 60.0
+"""Every process looks at once at a stored job that is due within so many seconds; their polls find later ones in
+time, since they reach as far as the feeder's horizon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +47,11 @@ class Idempotency:
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """A job that was asked for. replayed: an earlier call with the same key made it. existing: an active job
-    of the same user holds the unique key; nothing was stored.
-    """
+    """A job that was asked for. replayed: an earlier call with the same key made it."""
 
     id: UUID
     created_at: datetime | None
     replayed: bool = False
-    existing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,37 @@ class ReadyGroup(NamedTuple):
     wait_s: float | None
     age_s: float
     pending: bool = True
+
+
+def _write_row(job_id: UUID, job: NewJob, at_birth: bool) -> dict[str, Any]:
+    """A job as create_jobs reads it. What is as usual is left out: every job pays for its text."""
+    row: dict[str, Any] = {
+        "id": job_id, "kind": job.kind, "user_id": job.user_id, "priority": job.priority,
+        "max_attempts": job.max_attempts, "input": job.input, "born": at_birth,
+    }  # fmt: skip
+    if job.project_id is not None:
+        row["project_id"] = job.project_id
+    if job.metadata:
+        row["metadata"] = job.metadata
+    if job.tags:
+        row["tags"] = job.tags
+    if job.run_at is not None:
+        row["run_at"] = job.run_at
+    if job.expires_at is not None:
+        row["expires_at"] = job.expires_at
+    if job.webhook is not None:
+        row["webhook"] = job.webhook
+    return row
+
+
+def _write_key(key: Idempotency, ids: Sequence[UUID], index: int) -> dict[str, Any]:
+    """What a keyed batch adds to its rows: the first one carries the key, the others name the first."""
+    if index:
+        return {"keyed_by": ids[0]}
+    return {
+        "keyed_by": ids[0], "principal": key.principal, "key": key.key, "fingerprint": key.fingerprint,
+        "response": ids if len(ids) > 1 else None,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +289,7 @@ class Queue:
                     batch = self._next_batch()
                     try:
                         await self._store(connection, batch)
-                    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as exc:
+                    except _NOT_STORABLE as exc:
                         await self._store_one_by_one(connection, batch, exc)
                     except BaseException as exc:
                         self._refuse(batch, exc)
@@ -297,7 +330,7 @@ class Queue:
                 ask.done.set_exception(exc)
 
     async def _store_one_by_one(
-        self, connection: database.Connection, batch: Sequence[_Ask], exc: asyncpg.PostgresError
+        self, connection: database.Connection, batch: Sequence[_Ask], exc: Exception
     ) -> None:
         """One caller's unreadable value must not refuse the others' jobs."""
         if len(batch) == 1:
@@ -309,42 +342,30 @@ class Queue:
         for ask in batch:
             try:
                 await self._store(connection, [ask])
-            except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as own:
+            except _NOT_STORABLE as own:
                 await self._store_one_by_one(connection, [ask], own)
 
     async def _store(self, connection: database.Connection, batch: Sequence[_Ask]) -> None:
-        rows: list[tuple[Any, ...]] = []
+        rows: list[dict[str, Any]] = []
         born: dict[UUID, NewJob] = {}
         for ask in batch:
-            key = ask.idempotency
             for index, (job_id, job) in enumerate(zip(ask.ids, ask.jobs, strict=True)):
-                at_birth = (
-                    job.run_at is None and job.unique_key is None and self.births.admit(job.kind, job.user_id)
-                )
+                at_birth = job.run_at is None and self.births.admit(job.kind, job.user_id)
                 if at_birth:
                     born[job_id] = job
-                first = key is not None and index == 0
-                rows.append((
-                    job_id, job.kind, job.user_id, job.project_id, job.priority, job.max_attempts,
-                    json.dumps(job.input), json.dumps(job.metadata) if job.metadata else None,
-                    json.dumps(job.tags) if job.tags else None, job.run_at, job.expires_at,
-                    None if job.webhook is None else json.dumps(job.webhook), job.unique_key, at_birth,
-                    key.principal if first and key else None, key.key if first and key else None,
-                    key.fingerprint if first and key else None,
-                    json.dumps([str(i) for i in ask.ids]) if first and len(ask.ids) > 1 else None,
-                    ask.ids[0] if key else None,
-                ))  # fmt: skip
-        # A column that nobody uses is left out: unnest fills it with nulls, and most of them are.
-        columns = [() if column.count(None) == len(rows) else column for column in zip(*rows, strict=True)]
+                row = _write_row(job_id, job, at_birth)
+                if ask.idempotency is not None:
+                    row |= _write_key(ask.idempotency, ask.ids, index)
+                rows.append(row)
         try:
             stored = await self._fetch(
-                connection, "create_jobs", *columns, self.births.worker_id, self.rivals
+                connection, "create_jobs", to_json(rows).decode(), self.births.worker_id, self.rivals, SOON_S
             )
         except BaseException:
             for job in born.values():
                 self.births.give_back(job.kind, job.user_id)
             raise
-        found = {row[0]: row for row in stored}
+        found = {row["id"]: row for row in stored}
         self._hand_out(batch, found, born)
         await self._answer(connection, batch, found)
 
@@ -361,58 +382,34 @@ class Queue:
                 elif job_id in born:
                     self.births.start(
                         ClaimedJob(
-                            id=job_id, fence=row[1], kind=job.kind, user_id=job.user_id, attempt=1,
-                            max_attempts=job.max_attempts, input_text=json.dumps(job.input),
+                            id=job_id, fence=row["fence"], kind=job.kind, user_id=job.user_id, attempt=1,
+                            max_attempts=job.max_attempts, input_text=to_json(job.input).decode(),
                             project_id=job.project_id,
                         )
                     )  # fmt: skip
                 elif job.run_at is None:
-                    self.births.offer(row[1], job.kind, job.user_id, job.priority)
-                else:
-                    self.births.look()  # the database owns the clock: it says in how many seconds it is due
+                    self.births.offer(row["fence"], job.kind, job.user_id, job.priority)
+                elif row["is_soon"]:
+                    self.births.look()  # reading it costs a statement, as much as storing it
 
     async def _answer(
         self, connection: database.Connection, batch: Sequence[_Ask], found: Mapping[UUID, asyncpg.Record]
     ) -> None:
+        """A caller whose jobs were not stored gave an idempotency key that was taken."""
         for ask in batch:
-            if all(job_id in found for job_id in ask.ids):
+            if ask.ids[0] in found:
                 if not ask.done.done():
-                    ask.done.set_result([Created(i, found[i][3]) for i in ask.ids])
+                    ask.done.set_result([Created(i, found[i]["created_at"]) for i in ask.ids])
+                continue
+            assert ask.idempotency is not None
+            try:
+                answer = await self._replay(connection, ask.idempotency)
+            except Exception as exc:  # handed to the caller who asked, who translates it
+                if not ask.done.done():
+                    ask.done.set_exception(exc)
             else:
-                try:
-                    answer = await self._explain_missing(connection, ask, found)
-                except Exception as exc:  # handed to the caller who asked, who translates it
-                    if not ask.done.done():
-                        ask.done.set_exception(exc)
-                else:
-                    if not ask.done.done():
-                        ask.done.set_result(answer)
-
-    async def _explain_missing(
-        self, connection: database.Connection, ask: _Ask, found: Mapping[UUID, asyncpg.Record]
-    ) -> list[Created]:
-        """Why some of a caller's jobs were not stored: a taken idempotency key, or held unique keys."""
-        if ask.idempotency is not None and ask.ids[0] not in found and ask.jobs[0].unique_key is None:
-            return await self._replay(connection, ask.idempotency)
-        holders = await self._fetch(
-            connection,
-            "read_unique_holders",
-            [job.user_id for job in ask.jobs],
-            [job.unique_key for job in ask.jobs],
-        )
-        by_key = {(row["user_id"], row["unique_key"]): row["id"] for row in holders}
-        answer = []
-        for job_id, job in zip(ask.ids, ask.jobs, strict=True):
-            if job_id in found:
-                answer.append(Created(job_id, found[job_id][3]))
-            elif (holder := by_key.get((job.user_id, job.unique_key))) is not None:
-                answer.append(Created(holder, None, existing=True))
-            else:
-                raise Conflict(
-                    "The job that held this unique key ended at this moment.",
-                    code="unique_key_moved", hint="Send the request again.", data={"retry_after_s": 1},
-                )  # fmt: skip
-        return answer
+                if not ask.done.done():
+                    ask.done.set_result(answer)
 
     async def _replay(self, connection: database.Connection, key: Idempotency) -> list[Created]:
         rows = await self._fetch(connection, "read_idempotency_keys", [key.principal], [key.key])

@@ -23,6 +23,7 @@ import asyncpg
 
 from daemon.db import Database
 from daemon.jobs import FINAL, NewJob, State
+from daemon.json_text import write_json
 
 FIELDS = (
     "id", "kind", "state", "user_id", "project_id", "parent_id", "slot", "priority", "attempt", "max_attempts",
@@ -252,22 +253,21 @@ class Views:
         """Nothing, or Unavailable when the database does not answer."""
         await self._db.fetchval("ping")
 
-    def write_created(self, job_id: UUID, job: NewJob, created_at: datetime) -> str:
+    def write_created(self, job_id: str, job: NewJob, created_at: datetime) -> str:
         """The JSON of a job as it was at the moment it was stored; needs no look at the database.
 
         The same fields as Job.to_json's; written in one piece, since every create pays for it.
         """
-        user = dump(job.user_id) if job.user_id else "null"
         return (
-            f'{{"id":"{job_id}","kind":"{job.kind}","state":"pending","user_id":{user},'
-            f'"project_id":{_quote(job.project_id)},"parent_id":null,"slot":null,"priority":{job.priority},'
-            f'"attempt":0,"max_attempts":{job.max_attempts},"created_at":{_time(created_at)},'
-            f'"run_at":{_time(job.run_at)},"started_at":null,"finished_at":null,'
-            f'"expires_at":{_time(job.expires_at)},"cancel_requested":false,"progress":null,'
-            f'"queue_position":null,"input":{dump(job.input)},"result":null,"error":null,'
+            f'{{"id":"{job_id}","kind":"{job.kind}","state":"pending",'
+            f'"user_id":{dump(job.user_id) if job.user_id else "null"},"project_id":{_quote(job.project_id)},'
+            f'"parent_id":null,"slot":null,"priority":{job.priority},"attempt":0,"max_attempts":{job.max_attempts},'
+            f'"created_at":{_time(created_at)},"run_at":{_time(job.run_at)},"started_at":null,"finished_at":null,'
+            f'"expires_at":{_time(job.expires_at)},"cancel_requested":false,"progress":null,"queue_position":null,'
+            f'"input":{write_json(job.input)},"result":null,"error":null,'
             '"cost":{"estimated_usd":"0","actual_usd":"0","unknown_calls":0},"items":[],"assets":[],'
-            f'"metadata":{dump(job.metadata) if job.metadata else "{}"},'
-            f'"tags":{dump(job.tags) if job.tags else "[]"},"version":1,"links":{self._links(str(job_id))}}}'
+            f'"metadata":{write_json(job.metadata) if job.metadata else "{}"},'
+            f'"tags":{dump(job.tags) if job.tags else "[]"},"version":1,"links":{self._links(job_id)}}}'
         )
 
     def _job(self, row: asyncpg.Record) -> Job:

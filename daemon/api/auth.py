@@ -12,6 +12,7 @@ go on. An expired JWT with a good signature is no guess and is not counted.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import ipaddress
 import time
@@ -60,16 +61,15 @@ class BearerAuthenticator:
         many refusals from one address; Unavailable without Postgres or the issuer's keys.
         """
         token = _find_token(request)
-        address = request.remote or ""
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
         if digest not in self._accepted:
-            self._refusals.check(address)
+            self._refusals.check(request.remote or "")
         try:
             principal = await self._verify(token)
         except Unauthenticated as exc:
             self._accepted.pop(digest, None)
             if exc.code != "token_expired":
-                self._refusals.count(address)
+                self._refusals.count(request.remote or "")
             exc.data["challenge"] = f'{_CHALLENGE}, error="invalid_token", error_description="{exc.message}"'
             raise
         self._accepted[digest] = None
@@ -83,7 +83,7 @@ class BearerAuthenticator:
             return await self._verify_read_token(token)
         key = await self._keys.verify(token)
         if key is not None:
-            return Principal("service", f"key:{key.id}", None, key.scopes)
+            return _act_as(key.id, key.scopes)
         user = await self._users.verify(token)
         if user.user_id is None:
             return Principal("service", "supabase:service_role", None, _USER_SCOPES)
@@ -139,6 +139,12 @@ def _network(address: str) -> str:
     if ip.version == 6 and ip.ipv4_mapped is None:
         return str(ipaddress.ip_network((ip, 64), strict=False))
     return str(ip)
+
+
+@functools.lru_cache(maxsize=1024)
+def _act_as(key_id: str, scopes: frozenset[str]) -> Principal:
+    """The caller behind a service key that was checked."""
+    return Principal("service", f"key:{key_id}", None, scopes)
 
 
 def _find_token(request: web.Request) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from os import urandom
 
 from aiohttp import web
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter
 
 from daemon import logs, metrics
 from daemon.api.deps import ApiDeps
@@ -44,10 +44,7 @@ _SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-_API_ONLY = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-}
+_NOTHING_LOADS = "default-src 'none'; frame-ancestors 'none'"
 _COMPRESSED = frozenset({"application/json", "application/problem+json"})
 _GZIP_FROM_BYTES = 1024
 
@@ -81,7 +78,6 @@ class Door:
         self._proxies = tuple(ipaddress.ip_network(network) for network in http.trusted_proxies)
         self._limit = RequestLimit(deps.settings.limits.requests_per_minute)
         self._counters: dict[tuple[str, str, int], Counter] = {}
-        self._histograms: dict[str, Histogram] = {}
         self._prefix = f"{urandom(5).hex()}-"
         self._count = 0
 
@@ -142,9 +138,8 @@ class Door:
         """Headers that every answer has; called when an answer is about to be sent."""
         headers = response.headers
         headers.update(_SECURITY)
-        for name, value in _API_ONLY.items():
-            if name not in headers:
-                headers[name] = value
+        headers.setdefault("Cache-Control", "no-store")
+        headers.setdefault("Content-Security-Policy", _NOTHING_LOADS)
         visit = request.get(VISIT)
         if visit is not None:
             headers["X-Request-Id"] = visit.id
@@ -211,10 +206,7 @@ class Door:
             self._counters[path, method, status] = counter
         counter.inc()
         duration_s = time.perf_counter() - visit.started
-        histogram = self._histograms.get(path)
-        if histogram is None:
-            histogram = self._histograms[path] = metrics.HTTP_RUN.labels(path)
-        histogram.observe(duration_s)
+        metrics.HTTP_RUN.observe(path, (duration_s,))
         # One line for each of 10 000 requests a second would cost more than answering them: what went
         # well and quickly is in the metrics.
         if status >= 400 or duration_s >= _SLOW_S:

@@ -59,12 +59,14 @@ class Jobs:
         key = keyed(request, _fingerprint(document)) if "Idempotency-Key" in request.headers else None
         await self._admit([(asked.input, job)], key)
         created = (await self._store([job], key))[0]
-        headers = {"Location": f"/v1/jobs/{created.id}", "ETag": etag(1)}
+        job_id = str(created.id)
+        headers = {"Location": f"/v1/jobs/{job_id}", "ETag": etag(1)}
         if created.replayed:
             headers["Idempotency-Replayed"] = "true"
         wait_s = read_wait_s(request)
         if not wait_s:
-            return json_answer(await self._write(created, job), 201, headers)
+            written = self._views.write_created(job_id, job, await self._find_time(created))
+            return json_answer(written, 201, headers)
         latest = await self._wait(created.id, 1, wait_s, until_final=True)
         headers |= {"ETag": etag(latest.version), "Preference-Applied": f"wait={wait_s}"}
         return json_answer(latest.to_json(), 200 if latest.is_final else 202, headers)
@@ -85,7 +87,10 @@ class Jobs:
         key = keyed(request, _fingerprint(document))
         await self._admit([(asked.input, job) for asked, job in zip(batch.jobs, jobs, strict=True)], key)
         created = await self._store(jobs, key)
-        written = [await self._write(made, job) for made, job in zip(created, jobs, strict=True)]
+        written = [
+            self._views.write_created(str(made.id), job, await self._find_time(made))
+            for made, job in zip(created, jobs, strict=True)
+        ]
         headers = {"Idempotency-Replayed": "true"} if created[0].replayed else None
         return json_answer('{"jobs":[' + ",".join(written) + "]}", 201, headers)
 
@@ -207,14 +212,13 @@ class Jobs:
         self._changes.mark([made.id for made in created])
         return created
 
-    async def _write(self, created: Created, job: NewJob) -> str:
-        """The JSON of the job as it was when it was stored: a replay gives the same bytes as the first answer."""
-        created_at = created.created_at
-        if created_at is None:
-            known = await self._views.read_created_at([created.id])
-            # Erased since: the id begins with the time in ms (UUIDv7).
-            created_at = known.get(created.id) or datetime.fromtimestamp((created.id.int >> 80) / 1000, UTC)
-        return self._views.write_created(created.id, job, created_at)
+    async def _find_time(self, created: Created) -> datetime:
+        """When the job was stored: a replay gives the same bytes as the first answer."""
+        if created.created_at is not None:
+            return created.created_at
+        known = await self._views.read_created_at([created.id])
+        # Erased since: the id begins with the time in ms (UUIDv7).
+        return known.get(created.id) or datetime.fromtimestamp((created.id.int >> 80) / 1000, UTC)
 
     async def _read_own(self, principal: Principal, job_id: UUID) -> Job:
         job = await self._views.read_job(job_id, principal.user_id)

@@ -70,7 +70,6 @@ PAGES: dict[str, Page] = {
     "idempotency_sealed": Page(
         "The answer is sealed", "Ask with the credentials of the first request, or use a new Idempotency-Key."
     ),
-    "unique_key_moved": Page("A unique key has just been set free", "Send the request again."),
     "gone": Page("It is gone", "It was erased or removed after its retention."),
     "position_gone": Page(
         "The position of the stream is gone", "Connect again without `Last-Event-ID`: a snapshot comes first."

@@ -110,8 +110,7 @@ class Problem:
             "detail": self.detail,
             "instance": f"urn:listingd:request:{request_id}",
             "request_id": request_id,
-            "retryable": self.status in _RETRYABLE
-            or self.code in ("idempotency_in_flight", "unique_key_moved"),
+            "retryable": self.status in _RETRYABLE or self.code == "idempotency_in_flight",
             "errors": [{"pointer": f.pointer, "code": f.code, "detail": f.detail} for f in self.fields[:100]],
         }
         response = web.Response(

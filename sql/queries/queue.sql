@@ -1,24 +1,26 @@
 -- name: create_jobs
--- One row a job that was stored: id, fence, state, created_at. A job whose idempotency key is taken is not stored.
--- $1 ids uuid[], $2 kinds, $3 users, $4 projects uuid[], $5 priorities, $6 max_attempts, $7 inputs (JSON text),
--- $8 metadata (JSON text), $9 tags (JSON text or null), $10 run_at[], $11 expires_at[], $12 webhooks (JSON text),
--- $13 unique_keys, $14 born (claimed at birth), $15 principals, $16 idempotency keys, $17 fingerprints,
--- $18 ids of a keyed batch (JSON text), $19 the job that carries the key of this one's batch,
--- $20 worker, $21 notify other processes. A column may be empty where all its values would be null.
+-- One row a job that was stored: id, fence, created_at, is_soon (it waits, and is due within $4 seconds). A job whose idempotency key is taken is not stored.
+-- $1 the jobs: JSON array of {id, kind, user_id, priority, max_attempts, input, born (claimed at birth), project_id?,
+-- metadata?, tags?, run_at?, expires_at?, webhook?, principal?, key?, fingerprint? (of its idempotency key), response?
+-- (ids of a keyed batch), keyed_by? (the job that carries the key of this one's batch)},
+-- $2 worker, $3 notify other processes of what is_soon, $4 seconds. One text, since a client pays for every element of an array: 19 columns of
+-- them cost it more than the statement costs the server.
 with asked as (
     select *
-    from unnest(
-        $1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::int2[], $6::int2[], $7::text[],
-        $8::text[], $9::text[], $10::timestamptz[], $11::timestamptz[], $12::text[],
-        $13::text[], $14::boolean[], $15::text[], $16::text[], $17::text[], $18::text[], $19::uuid[]
+    from rows from (
+        jsonb_to_recordset($1::jsonb) as (
+            id uuid, kind text, user_id text, priority smallint, max_attempts smallint, input jsonb, born boolean,
+            project_id uuid, metadata jsonb, tags text[], run_at timestamptz, expires_at timestamptz, webhook jsonb,
+            principal text, key text, fingerprint text, response jsonb, keyed_by uuid
+        )
     ) with ordinality as a (
-        id, kind, user_id, project_id, priority, max_attempts, input, metadata, tags, run_at, expires_at,
-        webhook, unique_key, born, principal, key, fingerprint, response, keyed_by, n
+        id, kind, user_id, priority, max_attempts, input, born, project_id, metadata, tags, run_at, expires_at,
+        webhook, principal, key, fingerprint, response, keyed_by, n
     )
 ),
 keyed as (
     insert into listingd.idempotency_keys (principal, key, fingerprint, job_id, response)
-    select a.principal, a.key, a.fingerprint, a.id, a.response::jsonb
+    select a.principal, a.key, a.fingerprint, a.id, a.response
     from asked as a
     where a.key is not null
     on conflict do nothing
@@ -31,25 +33,24 @@ fresh as (
 ),
 states as (
     insert into listingd.job_states (
-        id, run_at, expires_at, priority, max_attempts, kind, user_id, unique_key,
-        state, attempt, worker, started_at, wants_webhook
+        id, run_at, expires_at, priority, max_attempts, kind, user_id, state, attempt, worker, started_at,
+        wants_webhook
     )
     select
         f.id, f.run_at, case when not f.born then f.expires_at end, f.priority, f.max_attempts, f.kind, f.user_id,
-        f.unique_key,
         case when f.born then 'processing' else 'pending' end,
         case when f.born then 1 else 0 end,
-        case when f.born then $20::bigint end,
+        case when f.born then $2::bigint end,
         case when f.born then now() end,
         f.webhook is not null or array['', f.user_id] && array(
             select e.user_id
             from listingd.webhook_endpoints as e
-            where e.disabled_at is null and (e.user_id = '' or e.user_id = any($3::text[]))
+            where e.disabled_at is null and (e.user_id = '' or e.user_id = any(array(select distinct a.user_id from asked as a)))
         )
     from fresh as f
     order by f.n
-    on conflict (user_id, unique_key) where unique_key is not null do nothing
-    returning id, fence, state
+    returning
+        id, fence, state = 'pending' and coalesce(run_at <= now() + make_interval(secs => $4), true) as is_soon
 ),
 stored as (
     insert into listingd.jobs (
@@ -57,12 +58,8 @@ stored as (
     )
     select
         f.id, f.user_id, f.kind, f.project_id, f.priority, f.max_attempts, f.run_at, f.expires_at,
-        f.input::jsonb, coalesce(f.metadata::jsonb, '{}'),
-        case when f.tags is null then '{}' else array(select jsonb_array_elements_text(f.tags::jsonb)) end,
-        f.webhook::jsonb
+        f.input, coalesce(f.metadata, '{}'), coalesce(f.tags, '{}'), f.webhook
     from fresh as f
-    where f.unique_key is null or f.id in (select s.id from states as s)
-    returning id, created_at
 ),
 projects as (
     insert into listingd.projects (id, user_id)
@@ -71,7 +68,9 @@ projects as (
     where f.project_id is not null
     on conflict do nothing
 )
-select s.id, s.fence, s.state, now() as created_at, case when $21 then pg_notify('listingd_jobs', '') end as notified
+select
+    s.id, s.fence, now() as created_at, s.is_soon,
+    case when $3 and s.is_soon then pg_notify('listingd_jobs', '') end as notified
 from states as s
 
 -- name: read_idempotency_keys
@@ -79,12 +78,6 @@ from states as s
 select i.principal, i.key, i.fingerprint, i.job_id, i.response
 from unnest($1::text[], $2::text[]) as a (principal, key)
 join listingd.idempotency_keys as i using (principal, key)
-
--- name: read_unique_holders
--- user_id, unique_key, id of the active jobs that hold these unique keys. $1 users, $2 unique keys
-select s.user_id, s.unique_key, s.id
-from unnest($1::text[], $2::text[]) as a (user_id, unique_key)
-join listingd.job_states as s using (user_id, unique_key)
 
 -- name: flush
 -- Finish and claim in one statement. Rows: the claimed jobs; and one last row with id null whose input_text is

@@ -109,11 +109,8 @@ async def connection(queue: Queue) -> AsyncIterator[asyncpg.Connection]:
 
 def created(jobs: int) -> list[Any]:
     """The arguments of create_jobs."""
-    none: list[None] = [None] * jobs
-    return [
-        [new_id() for _ in range(jobs)], ["image"] * jobs, [USER] * jobs, none, [0] * jobs, [4] * jobs,
-        ["{}"] * jobs, none, none, none, none, none, none, [False] * jobs, none, none, none, none, none, 1, False,
-    ]  # fmt: skip
+    job = {"kind": "image", "user_id": USER, "priority": 0, "max_attempts": 4, "input": {}, "born": False}
+    return [json.dumps([job | {"id": str(new_id())} for _ in range(jobs)]), 1, False, 60.0]
 
 
 Arguments = Callable[[Queue], list[Any]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,8 +13,9 @@ import pytest
 
 from daemon.db import Database
 from daemon.errors import Conflict, InvalidInput
+from daemon.feeder import HORIZON_S
 from daemon.jobs import NewJob, State, new_id
-from daemon.queue import Ended, Flushed, Idempotency, Queue
+from daemon.queue import BirthDesk, Ended, Flushed, Idempotency, NoBirths, Queue
 
 
 class Desk:
@@ -46,6 +48,26 @@ class Desk:
         row = await self.db.fetchrow("start_worker", instance, lease_s, ["ping"], 4, "{}")
         assert row is not None
         return int(row["id"])
+
+
+class CountedLooks(NoBirths):
+    """Counts how often the feeder is asked to look."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def look(self) -> None:
+        self.count += 1
+
+
+class BornAtOnce(NoBirths):
+    """A worker with a free slot for every new job."""
+
+    def __init__(self, worker: int) -> None:
+        self.worker_id = worker
+
+    def admit(self, kind: str, user_id: str) -> bool:
+        return True
 
 
 @pytest.fixture
@@ -309,6 +331,38 @@ async def test_a_keyed_batch_is_replayed_whole(desk: Desk) -> None:
     assert 3 == await desk.connection.fetchval("select count(*) from listingd.jobs")
 
 
+@pytest.mark.parametrize(("due_in_s", "is_looked_at"), [(-5.0, True), (HORIZON_S, True), (86_400.0, False)])
+async def test_only_a_job_that_is_due_soon_is_looked_at(
+    desk: Desk, due_in_s: float, is_looked_at: bool
+) -> None:
+    """The feeder finds the others by its polls: a look for each of them cost as much as storing it."""
+    desk.queue.births = looks = CountedLooks()
+
+    await desk.create(NewJob("ping", {}, run_at=datetime.now(UTC) + timedelta(seconds=due_in_s)))
+
+    assert is_looked_at == (looks.count == 1)
+
+
+async def test_other_processes_hear_only_of_what_they_could_run_soon(desk: Desk) -> None:
+    """A notification makes each of them read, and commits that carry one wait for each other."""
+    heard: list[str] = []
+    await desk.connection.add_listener("listingd_jobs", lambda *_: heard.append("jobs"))
+
+    async def is_told(births: BirthDesk, due_in_s: float | None = None) -> bool:
+        desk.queue.births = births
+        heard.clear()
+        run_at = None if due_in_s is None else datetime.now(UTC) + timedelta(seconds=due_in_s)
+        await desk.create(NewJob("ping", {}, run_at=run_at))
+        for _ in range(2):  # the server tells before it answers; the callback runs before the second answer
+            await desk.connection.fetchval("select 1")
+        return bool(heard)
+
+    assert await is_told(NoBirths())
+    assert await is_told(NoBirths(), due_in_s=HORIZON_S)
+    assert not await is_told(NoBirths(), due_in_s=86_400.0)
+    assert not await is_told(BornAtOnce(desk.worker))
+
+
 async def test_a_key_with_another_body_is_refused(desk: Desk) -> None:
     await desk.queue.create([NewJob("ping", {})], idempotency=Idempotency("u", "k", "one"))
 
@@ -318,16 +372,19 @@ async def test_a_key_with_another_body_is_refused(desk: Desk) -> None:
 
 
 async def test_a_unique_key_gives_the_job_that_holds_it(desk: Desk) -> None:
-    job = NewJob("ping", {}, user_id="u", unique_key="daily")
-    (first,) = await desk.queue.create([job])
-    (second,) = await desk.queue.create([job])
-    assert (first.id, True) == (second.id, second.existing)
+    async def enqueue() -> UUID:
+        job_id: UUID = await desk.connection.fetchval(
+            "select listingd.enqueue_job('ping', user_id => 'u', unique_key => 'daily')"
+        )
+        return job_id
 
-    fence = await desk.fence(first.id)
+    first = await enqueue()
+    assert first == await enqueue()
+
+    fence = await desk.fence(first)
     await desk.flush(claims=[fence])
     await desk.flush(Ended(fence, State.COMPLETED))
-    (third,) = await desk.queue.create([job])
-    assert third.id != first.id
+    assert first != await enqueue()
 
 
 async def test_one_unstorable_job_refuses_nobody_else(desk: Desk) -> None:
