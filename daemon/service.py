@@ -71,6 +71,9 @@ BUGS_BEFORE_EXIT = 5
 
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last: the terminal was closed
 
+WARM_UP_EVERY_S = 0.5
+"""How often is looked whether there is time to import what the start put off."""
+
 DATABASE_WAIT_S = 15.0
 """How long a start waits for the database."""
 
@@ -307,10 +310,13 @@ async def _build(
 async def _warm_up(service: Service, feeder: Feeder, providers: Providers) -> None:
     """What a start puts off: modules that jobs will want, and asking for the models' last days.
 
-    Not before the first jobs are claimed: importing holds the interpreter, and would double the time to them.
+    Not while jobs wait: importing holds the interpreter, and would double the time to them. Those that want these
+    modules import them by themselves, in a thread.
     """
     await service.serving.wait()
     await feeder.has_looked.wait()
+    while service.scheduler.ready:
+        await asyncio.sleep(WARM_UP_EVERY_S)
     await asyncio.to_thread(later.load_all)
     await _announce_retirements(providers)
 
