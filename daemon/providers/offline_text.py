@@ -211,7 +211,10 @@ def _write_overlay(task: _Task) -> ModuleDraft:
     first = next((p for p in points if 0 < len(p.headline) <= task.shape.block_headline), Point())
     told = [first.text, *(point.sentence for point in points if point is not first)]
     headline = first.headline or task.facts.name
-    body = _fit(told if points else [end_sentence(capitalise(task.facts.traits))], task.shape.body)
+    if not points:
+        told = [end_sentence(capitalise(task.facts.traits))]
+    paragraphs = "\n".join(filter(None, told))
+    body = paragraphs if len(paragraphs) <= task.shape.body else _fit(told, task.shape.body)
     return ModuleDraft(module=task.module, blocks=(BlockDraft(headline=headline, body=body),))
 
 
