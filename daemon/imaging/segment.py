@@ -101,10 +101,18 @@ def segment(picture: Picture) -> Segments:
         shadow = shadow | within
     grabcut, _ = _take_off_shadow(scene, edges, _grabcut(scene))
     grabcut, _ = _open_holes(scene, grabcut)
-    # Faint slivers at the edge that only the flood keeps: a reflection's end, ringing between leaves.
-    near = cv2.dilate(grabcut.astype(np.uint8), _disc(2)).astype(bool)
-    flood = flood & (near | (scene.difference >= SLIVER_CONTRAST))
+    flood = flood & ~_slivers(scene, flood, grabcut)
     return Segments(scene, flood, grabcut, shadow, ambiguous, _weak_outline(edges, flood))
+
+
+def _slivers(scene: Scene, flood: Mask, grabcut: Mask) -> Mask:
+    """What is thin and faint and only in the flood: a reflection's end, ringing between leaves. Anything
+    broader may be a pale part: it stays, and the two methods are seen to disagree.
+    """
+    near = cv2.dilate(grabcut.astype(np.uint8), _disc(2)).astype(bool)
+    faint = np.asarray(flood & ~near & (scene.difference < SLIVER_CONTRAST), dtype=np.bool_)
+    broad = cv2.morphologyEx(faint.astype(np.uint8), cv2.MORPH_OPEN, _disc(2)).astype(bool)
+    return np.asarray(faint & ~_connected_to(broad, faint))
 
 
 def look_at(picture: Picture) -> Scene:
@@ -320,7 +328,7 @@ def _open_holes(scene: Scene, mask: Mask) -> tuple[Mask, float]:
             continue
         seen, noise = scene.lab[where], float(scene.noise[where].mean())
         if (
-            float(np.hypot(scene.darker[where].mean(), scene.tint[where].mean())) > 2 + 2 * noise
+            float(np.hypot(scene.darker[where].mean(), scene.tint[where].mean())) > 1.2 + 2 * noise
             or float(seen[:, 0].std()) > 1 + 2 * noise
         ):
             ambiguous += area  # flat, but not what the background must look like here
