@@ -315,7 +315,7 @@ async def _warm_up(service: Service, feeder: Feeder, providers: Providers) -> No
     """
     await service.serving.wait()
     await feeder.has_looked.wait()
-    while service.scheduler.ready:
+    while service.scheduler.ready:  # noqa: ASYNC110 -- nobody tells when nothing waits any more
         await asyncio.sleep(WARM_UP_EVERY_S)
     await asyncio.to_thread(later.load_all)
     await _announce_retirements(providers)

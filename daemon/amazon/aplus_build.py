@@ -84,7 +84,7 @@ def build_document(
     modules = []
     for index, module in enumerate(draft.modules):
         own = [place for place in places if place.slot.startswith(f"module{index + 1}-")]
-        images = [_image(place, facts) for place in own]
+        images = [_image(place, facts, words) for place in own]
         payload = _BUILDERS[module.module](_Source(module, images, facts, words))
         modules.append(
             {"contentModuleType": module.module, amazon.payload_key(module.module): payload.dump()}
@@ -129,7 +129,7 @@ class _Source:
         return amazon.StandardTextBlock(headline=_text(draft.headline), body=_paragraphs(draft.body))
 
 
-def _image(place: ImagePlace, facts: AplusFacts) -> amazon.ImageComponent:
+def _image(place: ImagePlace, facts: AplusFacts, words: Words) -> amazon.ImageComponent:
     def pixels(value: int) -> amazon.IntegerWithUnits:
         return amazon.IntegerWithUnits(value=value)
 
@@ -139,16 +139,19 @@ def _image(place: ImagePlace, facts: AplusFacts) -> amazon.ImageComponent:
             size=amazon.ImageDimensions(width=pixels(place.width_px), height=pixels(place.height_px)),
             offset=amazon.ImageOffsets(x=pixels(0), y=pixels(0)),
         ),
-        alt_text=_alt_text(place, facts),
+        alt_text=_alt_text(place, facts, words),
     )
 
 
-def _alt_text(place: ImagePlace, facts: AplusFacts) -> str:
+def _alt_text(place: ImagePlace, facts: AplusFacts, words: Words) -> str:
     """What the picture shows, for those who hear the page: the product, and the topic where it fits."""
     if place.module == "STANDARD_COMPANY_LOGO":
         return facts.brand[:ALT_TEXT]
-    longer = f"{facts.short_title}: {place.topic}"
-    return longer if place.topic and len(longer) <= ALT_TEXT else facts.short_title
+    topic = place.topic.lower()
+    if not topic or topic == words.about.lower() or topic in facts.short_title.lower():
+        return facts.short_title
+    longer = (f"{name}: {place.topic}" for name in (facts.short_title, facts.name))
+    return next((text for text in longer if len(text) <= ALT_TEXT), facts.short_title)
 
 
 def _text(value: str) -> amazon.TextComponent | None:

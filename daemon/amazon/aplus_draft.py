@@ -23,6 +23,7 @@ from daemon.amazon.aplus_limits import AplusModule
 from daemon.amazon.policy import check_text
 
 MAX_PARAGRAPHS = 100
+SPECIFICATION_WORDS = 5  # a labelled text of more words is a sentence about a feature
 
 
 class _Frozen(BaseModel):
@@ -42,6 +43,11 @@ class Point(_Frozen):
             return f"{self.headline}: {self.text}"
         return self.text or end_sentence(self.headline)
 
+    @property
+    def is_specification(self) -> bool:
+        """True for "Material: oak, oiled": its headline says nothing without its text."""
+        return bool(self.headline and self.text) and len(self.text.split()) <= SPECIFICATION_WORDS
+
 
 class SpecRow(_Frozen):
     """A row of the specifications."""
@@ -59,6 +65,17 @@ class AplusFacts(_Frozen):
     category: str = ""
     points: tuple[Point, ...] = ()
     rows: tuple[SpecRow, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The short title as far as it names the product: "Steel bottle" of "Steel bottle, 750 ml, blue"."""
+        head, comma, _ = self.short_title.partition(", ")
+        return head if comma and " " in head else self.short_title
+
+    @property
+    def traits(self) -> str:
+        """What the short title says after the name: "750 ml, blue"; empty when it is all name."""
+        return self.short_title[len(self.name) :].removeprefix(", ")
 
 
 class AplusBrief(_Frozen):

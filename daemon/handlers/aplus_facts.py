@@ -23,6 +23,7 @@ HEADLINE = 80
 ROW_LABEL = 30
 ROW_VALUE = 500
 MAX_ROWS = 16
+MIN_ROWS = 4
 LABELLED_BULLETS = 'bullets like "Material: oak"'
 _LABELLED = re.compile(r"^([^:\u2013\u2014]{2,60}?)(?::\s+|\s+[\u2013\u2014-]\s+)(\S.*)$")
 
@@ -67,7 +68,7 @@ def collect_facts(product: Product, words: Words) -> CollectedFacts:
 
     points = [read_point(bullet) for bullet in dict.fromkeys(bullets) if bullet]
     labelled = [
-        SpecRow(label=point.headline, value=point.text.rstrip("."))
+        (point.is_specification, SpecRow(label=point.headline, value=point.text.rstrip(".")))
         for point in points
         if point.headline and point.text and len(point.headline) <= ROW_LABEL
     ]
@@ -80,7 +81,11 @@ def collect_facts(product: Product, words: Words) -> CollectedFacts:
         points.append(Point(headline=capitalise(words.in_the_box), text=end_sentence(capitalise(box))))
 
     rows = [(words.product, title), (words.brand, brand), (words.category, category), *measures]
-    rows += [(row.label, row.value) for row in labelled] + [(words.in_the_box, box)]
+    specified = [(row.label, row.value) for is_specification, row in labelled if is_specification]
+    # A feature's sentence is no specification, but better than too few rows for a table.
+    told = [(row.label, row.value) for is_specification, row in labelled if not is_specification]
+    lacking = MIN_ROWS - len({label.lower() for label, value in (*rows, *specified) if value}) - bool(box)
+    rows += [*specified, *told[: max(0, lacking)], (words.in_the_box, box)]
     named = {label.lower(): (label, value) for label, value in reversed(rows) if value}  # the first one wins
     facts = AplusFacts(
         title=title,
@@ -120,9 +125,9 @@ def list_measures(dimensions: Dimensions, words: Words) -> list[tuple[str, str]]
 
 
 def join_words(parts: Sequence[str], and_: str) -> str:
-    """The parts as a sentence lists them: "a, b and c"."""
-    if len(parts) < 2:
-        return "".join(parts)
+    """The parts as a sentence lists them: "a, b and c"; capitals within ("Lid, Boot") keep it a plain list."""
+    if len(parts) < 2 or any(part[:1].isupper() for part in parts[1:]):
+        return ", ".join(parts)
     return f"{', '.join(parts[:-1])} {and_} {parts[-1]}"
 
 
@@ -140,7 +145,7 @@ def shorten_name(name: str, limit: int) -> str:
 
 def plan_modules(facts: AplusFacts, *, has_photo: bool) -> tuple[AplusModule, ...]:
     """Three to five modules that these facts can fill, in reading order."""
-    tech: tuple[AplusModule, ...] = ("STANDARD_TECH_SPECS",) if len(facts.rows) >= 4 else ()
+    tech: tuple[AplusModule, ...] = ("STANDARD_TECH_SPECS",) if len(facts.rows) >= MIN_ROWS else ()
     if not has_photo:
         return ("STANDARD_TEXT", "STANDARD_PRODUCT_DESCRIPTION", *(tech or ("STANDARD_TEXT",)))
     several: AplusModule = (
@@ -165,8 +170,8 @@ def name_missing(module: AplusModule, facts: AplusFacts, *, has_photo: bool) -> 
     lacking = POINTS_NEEDED.get(module, 0) - len(facts.points)
     if lacking > 0:
         missing.append(f"{lacking} more of bullets, dimensions, in_the_box")
-    if module == "STANDARD_TECH_SPECS" and len(facts.rows) < 4:
-        more = 4 - len(facts.rows)
+    if module == "STANDARD_TECH_SPECS" and len(facts.rows) < MIN_ROWS:
+        more = MIN_ROWS - len(facts.rows)
         missing.append(f"{more} more of brand, category, dimensions, in_the_box, {LABELLED_BULLETS}")
     if module == "STANDARD_COMPARISON_TABLE" and not comparison_rows(facts):
         missing.append(f"brand, category, dimensions or {LABELLED_BULLETS}")

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from daemon.imaging import matte, segment
 from daemon.imaging.codec import Picture, has_alpha
 
-VERSION = "2"  # part of the provider's fingerprint: raise it when the same photo may come out differently
+VERSION = "3"  # part of the provider's fingerprint: raise it when the same photo may come out differently
+_PLAIN_DIFFERENCE = 14.0  # Delta E that nobody overlooks
+_SEEN_DIFFERENCE = 5.0  # that a careful eye sees
 SURE = 0.7  # at least this confidence is delivered
 
 Mask = NDArray[np.bool_]
@@ -127,6 +129,14 @@ def _signs(found: segment.Segments) -> Iterator[_Sign]:
     )
     yield _Sign(_grade(_raggedness(mask), bad=0.5, good=0.25), "The edge that was found is ragged.")
     yield _Sign(
+        _grade(_sharp_shadow(found), bad=0.08, good=0.03),
+        "What seems to be a shadow has sharp edges: a part of the product may have been lost.",
+    )
+    yield _Sign(
+        _grade(_left_out(found), bad=0.012, good=0.004),
+        "Something that stands out from the background was left out.",
+    )
+    yield _Sign(
         _grade(_faint_structure(found), bad=0.02, good=0.006),
         "There are faint outlines outside of what was cut out: a pale part may have been lost.",
     )
@@ -163,12 +173,38 @@ def _raggedness(mask: Mask) -> float:
     return float((smooth ^ mask).sum()) / max(1, int(segment.outline(mask).sum()))
 
 
+def _sharp_shadow(found: segment.Segments) -> float:
+    """Sharp edges in and around what was taken off as shadow, away from the product, in px per px of outline."""
+    scene, mask = found.scene, found.flood
+    if not found.shadow.any():
+        return 0.0
+    near, wide = segment.contrast(scene, 5), segment.contrast(scene, 13)
+    limit = np.maximum(_SEEN_DIFFERENCE, 10 * scene.noise)
+    sharp = (near > 0.75 * wide) & (wide > limit)
+    where = cv2.dilate(found.shadow.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool)
+    where &= cv2.dilate(mask.astype(np.uint8), np.ones((17, 17), np.uint8)) == 0
+    lines = (sharp & where).astype(np.uint8)
+    # An edge lights up as a band that is five pixels wide.
+    return float(lines.sum()) / 5 / max(1, int(segment.outline(mask).sum()))
+
+
+def _left_out(found: segment.Segments) -> float:
+    """What differs plainly from the background and is neither product nor shadow, as a share of the product."""
+    scene, mask = found.scene, found.flood
+    around = 3 + 2 * segment.RIM_PX
+    apart = cv2.dilate((mask | found.shadow).astype(np.uint8), np.ones((around, around), np.uint8))
+    stands_out = ((scene.difference > _PLAIN_DIFFERENCE) & (apart == 0)).astype(np.uint8)
+    stands_out = cv2.morphologyEx(stands_out, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    return float(stands_out.sum()) / max(1, int(mask.sum()))
+
+
 def _faint_structure(found: segment.Segments) -> float:
     """Edges left in the background, as a share of the product's area; the shadow's penumbra apart."""
     scene, mask = found.scene, found.flood
-    apart = cv2.dilate(mask.astype(np.uint8), np.ones((13, 13), np.uint8)).astype(bool)
+    around = 13 + 2 * segment.RIM_PX  # the blurs below carry the product's own edge this far
+    apart = cv2.dilate(mask.astype(np.uint8), np.ones((around, around), np.uint8)).astype(bool)
     apart |= cv2.dilate(found.shadow.astype(np.uint8), np.ones((31, 31), np.uint8)).astype(bool)
-    level = cv2.GaussianBlur(scene.lab[..., 0], (0, 0), 1.5)
+    level = cv2.GaussianBlur(scene.darker, (0, 0), 1.5)
     fine = level - cv2.GaussianBlur(level, (0, 0), 4)
     limit = max(0.8, 7 * float(np.median(np.abs(fine[~apart]))) if (~apart).any() else 0.8)
     lines = cv2.morphologyEx(

@@ -1,7 +1,9 @@
 """The picture with measures: dimension lines around the product, in both systems of units.
 
 Only measures that the seller gave are drawn. The upright line is the height; of length and width the one
-that suits the product's silhouette lies along its foot and the other runs into the depth.
+that suits the product's silhouette lies along its foot and the other runs into the depth. Product and labels
+are centred together, as large as their frame allows. Of something flat seen from above the upright line is
+as short as the height is: the silhouette shows its depth there.
 """
 
 from __future__ import annotations
@@ -19,6 +21,12 @@ from daemon.imaging.typeset import Align, Block, Typesetter, Weight
 
 _MM = {"mm": Decimal(1), "cm": Decimal(10), "m": Decimal(1000), "in": Decimal("25.4"), "ft": Decimal("304.8")}
 _OTHER = {"mm": "in", "cm": "in", "m": "ft", "in": "cm", "ft": "cm"}
+_FROM_ABOVE = 1.8  # so much taller than its measures say: the silhouette shows the top of a flat thing
+_MARGIN = 0.05  # all lengths below are shares of the picture's side
+_GAP = 0.034  # between the product and its lines
+_LABEL_GAP = 0.018
+_LABEL_PX, _LEAST_LABEL_PX = 0.042, 0.024
+_DEPTH_ANGLE_DEG = -34
 _SCALE = 2  # lines are drawn twice as large and averaged: PIL's lines and polygons are not smoothed
 
 
@@ -53,7 +61,7 @@ def assign(measures: Measures, aspect: float) -> tuple[Decimal | None, Decimal |
     """(along the foot, upright, into the depth). aspect: width over height of the product's silhouette.
 
     With all three given, the one of length and width whose ratio to the height is nearer to the silhouette
-    lies along the foot; without a height it is the longer one.
+    lies along the foot; without a height, or with one too small to be seen from the front, it is the longer.
     """
     flat = [v for v in (measures.length, measures.width) if v is not None]
     if len(flat) < 2:
@@ -62,6 +70,8 @@ def assign(measures: Measures, aspect: float) -> tuple[Decimal | None, Decimal |
     if measures.height is not None:
         upright = float(measures.height)
         near = min(flat, key=lambda v: abs(math.log(float(v) / upright / aspect)))
+        if _is_from_above(near, measures.height, aspect):
+            near = max(flat)
     else:
         near = max(flat)
     return near, measures.height, second if near == first else first
@@ -76,86 +86,147 @@ def draw_dimensions(
     """
     side = backdrop.width
     product = trim(cutout)
-    palette = palette_of(product, wishes)
-    foot, upright, depth = assign(measures, product.width / product.height)
-    # Room for the labels: the height stands at the right, or at the left when the depth needs that side.
-    centre_x = (0.485 if depth is not None else 0.44 if upright is not None else 0.5) * side
-    box_w = (0.50 if depth is not None else 0.60 if upright is not None else 0.76) * side
-    placed = place(product, centre_x=centre_x, centre_y=0.465 * side, width_px=box_w, height_px=0.73 * side)
+    aspect = product.width / product.height
+    foot, upright, depth = assign(measures, aspect)
+    plan = _Lines(side, palette_of(product, wishes))
+    labels = {
+        name: plan.set_label(label(value, measures.unit)) for name, value in
+        (("foot", foot), ("upright", upright), ("depth", depth)) if value is not None
+    }  # fmt: skip
+    margin, gap = _MARGIN * side, _GAP * side
+    # Columns beside the product: the upright line at the right, or at the left when the depth needs that side.
+    column = gap + _LABEL_GAP * side + labels["upright"].width_px if upright is not None else 0
+    slant = plan.depth_length(depth, foot) if depth is not None else 0
+    across = slant * math.cos(math.radians(_DEPTH_ANGLE_DEG))
+    right = 0.6 * gap + max(across, 0.3 * across + labels["depth"].width_px) if depth is not None else 0
+    below = 1.25 * gap + 0.016 * side + labels["foot"].height_px if foot is not None else 0
+    left = column if depth is not None else 0
+    right = right if depth is not None else column
+    placed = place(
+        product, centre_x=0, centre_y=0, width_px=side - 2 * margin - left - right,
+        height_px=min(0.76 * side, side - 2 * margin - below),
+    )  # fmt: skip
+    wide, tall = placed.product.size
+    x, y = (side - left - wide - right) / 2 + left, (side - tall - below) / 2
+    placed = Placed(placed.product, round(x), round(y))
     canvas = _stand(backdrop, placed)
-    plan = _Lines(side, placed, palette)
+    plan.placed = placed
     if upright is not None:
-        plan.add_upright(label(upright, measures.unit), on_left=depth is not None)
+        is_flat = foot is not None and _is_from_above(foot, upright, aspect)
+        seen = wide * float(upright / foot) if is_flat and foot else tall
+        plan.add_upright(labels["upright"], max(seen, 0.02 * side), on_left=depth is not None)
     if foot is not None:
-        plan.add_foot(label(foot, measures.unit))
+        plan.add_foot(labels["foot"])
     if depth is not None:
-        share = float(depth / foot) if foot else 0.6
-        plan.add_depth(label(depth, measures.unit), share)
+        plan.add_depth(labels["depth"], slant)
     return DimensionDrawing(
         plan.draw_on(canvas), tuple(plan.texts), tuple(plan.boxes),
         (placed.x, placed.y, placed.right, placed.bottom),
     )  # fmt: skip
 
 
+def _is_from_above(foot: Decimal, upright: Decimal, aspect: float) -> bool:
+    """True when the silhouette is much taller than the height beside the foot can explain."""
+    return float(foot / upright) > _FROM_ABOVE * aspect
+
+
+@dataclass(frozen=True, slots=True)
+class _Label:
+    """A measure in the seller's unit over the same in the other one, smaller."""
+
+    text: str
+    own: Block
+    other: Block
+
+    @property
+    def width_px(self) -> int:
+        return max(self.own.width_px, self.other.width_px)
+
+    @property
+    def height_px(self) -> int:
+        return self.own.height_px + self.other.height_px
+
+
 class _Lines:
     """Collects dimension lines and labels, then draws them smoothly."""
 
-    def __init__(self, side: int, placed: Placed, palette: Palette) -> None:
+    def __init__(self, side: int, palette: Palette) -> None:
         self.side = side
-        self.placed = placed
         self.palette = palette
+        self.placed: Placed
         self.texts: list[str] = []
         self.boxes: list[tuple[int, int, int, int]] = []
         self._type = Typesetter()
         self._strokes: list[tuple[float, float, float, float]] = []
         self._arrows: list[tuple[float, float, float]] = []
-        self._labels: list[tuple[Block, float, float, Align]] = []
-        self._gap = 0.040 * side
+        self._labels: list[tuple[_Label, float, float, Align]] = []
+        self._gap = _GAP * side
 
-    def add_upright(self, text: str, *, on_left: bool) -> None:
-        """The height, beside the product."""
+    def set_label(self, text: str) -> _Label:
+        """The label set as large as leaves the product most of the picture."""
+        own, other = (part.strip() for part in text.split("/"))
+        size_px, least = round(_LABEL_PX * self.side), round(_LEAST_LABEL_PX * self.side)
+        while size_px > least and self._type.width(own, Weight.BOLD, size_px) > 0.18 * self.side:
+            size_px -= 1
+        blocks = [
+            Block((line,), weight, px, round(1.25 * px), round(self._type.width(line, weight, px)))
+            for line, weight, px in (
+                (own, Weight.BOLD, size_px),
+                (other, Weight.REGULAR, round(0.76 * size_px)),
+            )
+        ]
+        return _Label(text, *blocks)
+
+    def depth_length(self, depth: Decimal, foot: Decimal | None) -> float:
+        """How long the slanting line is drawn: foreshortened, never so long that it takes the product's room."""
+        share = float(depth / foot) if foot else 0.6
+        return min(0.13, max(0.07, 0.22 * share)) * self.side
+
+    def add_upright(self, block: _Label, seen_px: float, *, on_left: bool) -> None:
+        """The height, beside the product, from its foot upwards."""
         p = self.placed
         x = p.x - self._gap if on_left else p.right + self._gap
-        self._measure(x, p.y, x, p.bottom)
-        block = self._set(text, (x if on_left else self.side - x) - 0.085 * self.side)
-        offset = (-0.022 if on_left else 0.022) * self.side
-        middle = (p.y + p.bottom) / 2 - block.height_px / 2
+        top = p.bottom - seen_px
+        self._measure(x, top, x, p.bottom)
+        offset = (-_LABEL_GAP if on_left else _LABEL_GAP) * self.side
+        middle = (top + p.bottom) / 2 - block.height_px / 2
         self._put(block, x + offset, middle, "right" if on_left else "left")
 
-    def add_foot(self, text: str) -> None:
+    def add_foot(self, block: _Label) -> None:
         """Length or width, under the product."""
         p = self.placed
         y = p.bottom + self._gap * 1.25
         self._measure(p.x, y, p.right, y)
-        block = self._set(text, 0.5 * self.side)
         self._put(block, (p.x + p.right) / 2, y + 0.016 * self.side, "centre")
 
-    def add_depth(self, text: str, share: float) -> None:
+    def add_depth(self, block: _Label, length: float) -> None:
         """The measure that runs away from the viewer: a slanting line at the right foot, foreshortened."""
         p = self.placed
-        length = min(0.17, max(0.09, 0.5 * share * p.product.width / self.side)) * self.side
-        angle = math.radians(-34)
+        angle = math.radians(_DEPTH_ANGLE_DEG)
         x0, y0 = p.right + self._gap * 0.6, p.bottom + self._gap * 1.25
         x1, y1 = x0 + length * math.cos(angle), y0 + length * math.sin(angle)
         self._measure(x0, y0, x1, y1)
-        left = (x0 + x1) / 2 + 0.020 * self.side
-        self._put(self._set(text, 0.95 * self.side - left), left, (y0 + y1) / 2 + 0.006 * self.side, "left")
+        # Beside the label of the foot, which is wider than a very slender product.
+        beside = max((box[2] for box in self.boxes if box[3] > p.bottom + self._gap), default=0)
+        left = max(x0 + 0.3 * (x1 - x0), beside + 0.02 * self.side)
+        self._put(block, left, y0 + 0.016 * self.side, "left")
 
     def draw_on(self, canvas: Image.Image) -> Image.Image:
         """The canvas with all lines and labels."""
         ink = self.palette.ink
         mask = Image.new("L", (canvas.width * _SCALE, canvas.height * _SCALE), 0)
         pen = ImageDraw.Draw(mask)
-        thick = max(2, round(0.0025 * self.side * _SCALE))
+        thick = max(2, round(0.0032 * self.side * _SCALE))
         for stroke in self._strokes:
             pen.line([v * _SCALE for v in stroke], fill=255, width=thick)
         for x, y, angle in self._arrows:
-            pen.polygon(_arrow(x * _SCALE, y * _SCALE, angle, 0.0135 * self.side * _SCALE), fill=255)
+            pen.polygon(_arrow(x * _SCALE, y * _SCALE, angle, 0.016 * self.side * _SCALE), fill=255)
         mask = mask.resize(canvas.size, Image.Resampling.BOX)
         canvas.paste(Image.new("RGB", canvas.size, ink), (0, 0), mask)
         draw = ImageDraw.Draw(canvas)
-        for block, x, y, align in self._labels:
-            self._type.draw(draw, block, x, y, ink, align)
+        for text, x, y, align in self._labels:
+            self._type.draw(draw, text.own, x, y, ink, align)
+            self._type.draw(draw, text.other, x, y + text.own.height_px, self.palette.muted, align)
         return canvas
 
     def _measure(self, x0: float, y0: float, x1: float, y1: float) -> None:
@@ -168,24 +239,10 @@ class _Lines:
         for x, y in ((x0, y0), (x1, y1)):
             self._strokes.append((x - across_x, y - across_y, x + across_x, y + across_y))
 
-    def _set(self, text: str, width_px: float) -> Block:
-        """The label, in two lines where it stands in a narrow place."""
-        biggest, least = round(0.031 * self.side), round(0.017 * self.side)
-        block = self._type.fit(text, Weight.MEDIUM, width_px=width_px, height_px=self.side, max_px=biggest,
-                               min_px=least, max_lines=1)  # fmt: skip
-        if block is not None and block.size_px >= 0.0295 * self.side:
-            return block
-        lines = tuple(part.strip() for part in text.split("/"))
-        size_px = biggest
-        while size_px > least and max(self._type.width(t, Weight.MEDIUM, size_px) for t in lines) > width_px:
-            size_px -= 1
-        widest = max(self._type.width(t, Weight.MEDIUM, size_px) for t in lines)
-        return Block(lines, Weight.MEDIUM, size_px, round(1.28 * size_px), round(widest))
-
-    def _put(self, block: Block, x: float, y: float, align: Align) -> None:
+    def _put(self, block: _Label, x: float, y: float, align: Align) -> None:
         left = x - {"left": 0.0, "centre": block.width_px / 2, "right": block.width_px}[align]
         self._labels.append((block, x, y, align))
-        self.texts.append(" / ".join(block.lines) if len(block.lines) > 1 else block.lines[0])
+        self.texts.append(block.text)
         self.boxes.append((round(left), round(y), round(left + block.width_px), round(y + block.height_px)))
 
 

@@ -26,8 +26,9 @@ MAX_BOX_ITEMS = 12
 _MIN_TEXT = 0.0170
 _MARGIN = 0.065
 _COLUMN_X = 0.545  # where the words begin beside an upright product
+_LEAST_COLUMN_X = 0.42  # and beside a slender one: the room it leaves makes the type larger
 _UNDER_HEADING = 0.062
-_HEAD_SIZES = (0.034, 0.031, 0.028, 0.0255, 0.023, 0.021)
+_HEAD_SIZES = (0.044, 0.039, 0.034, 0.031, 0.028, 0.0255, 0.023, 0.021)
 _SEPARATORS = (": ", " \u2013 ", " \u2014 ", " - ")
 
 
@@ -153,9 +154,11 @@ class _Sheet:
 
     def plan_upright(self, title: str, overline: str, items: Sequence[str]) -> tuple[_Heading, _Plan]:
         """Product left, words in a column on the right, centred on the height."""
-        side, x = self.side, round(_COLUMN_X * self.side)
+        side = self.side
+        slender = 1.6 * self.margin / side + 0.80 * self.product.width / self.product.height + 0.07
+        x = round(min(_COLUMN_X, max(_LEAST_COLUMN_X, slender)) * side)
         width = side - self.margin - x
-        heading = self._set_heading(title, overline, width, 0.24 * side)
+        heading = self._set_heading(title, overline, width, (0.24 if len(items) <= 3 else 0.17) * side)
         above = heading.height_px + round(_UNDER_HEADING * side)
         room = side - 2 * self.margin - above
         chosen, missed = self._set_items(items, width - self.indent, room)
@@ -219,7 +222,7 @@ class _Sheet:
         side = self.side
         over = self.type_.fit(overline, Weight.MEDIUM, width_px=width, height_px=0.05 * side,
                               max_px=round(0.025 * side), min_px=round(_MIN_TEXT * side), max_lines=1)  # fmt: skip
-        main = self.type_.fit(title, Weight.BOLD, width_px=width, height_px=height, max_px=round(0.052 * side),
+        main = self.type_.fit(title, Weight.BOLD, width_px=width, height_px=height, max_px=round(0.058 * side),
                               min_px=round(0.022 * side), max_lines=6, leading=1.14)  # fmt: skip
         return _Heading(over, main, round(0.006 * side))
 
@@ -248,7 +251,7 @@ class _Sheet:
         """One item at this size, at most four lines a part; None when it needs more."""
         key = (text, size, with_body)
         if key not in self._tried:
-            size_px, small_px = round(size * self.side), round(max(_MIN_TEXT, size * 0.80) * self.side)
+            size_px, small_px = round(size * self.side), round(max(_MIN_TEXT, size * 0.84) * self.side)
             head, body = split_fact(text)
             main = self.type_.fit(
                 head or body, Weight.BOLD if head else Weight.MEDIUM, width_px=width, height_px=self.side,

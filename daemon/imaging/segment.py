@@ -4,8 +4,8 @@
           --colour statistics inside the box------> GrabCut
     each mask: shadow on the ground taken off, openings taken out, then judged
 
-A plain background is one that a smooth surface explains (a sweep with a light gradient); anything else is
-refused by its score, not guessed at. All sizes here are in pixels of the working copy (long side 900).
+A plain background is one that a smooth surface explains (a sweep with a light gradient), or two: a wall and a
+ground (backdrop.py). Anything else is refused by its score, not guessed at. All sizes here are in pixels of the working copy (long side 900).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from daemon.imaging import backdrop
 from daemon.imaging.codec import Picture
 
 Mask = NDArray[np.bool_]
@@ -25,9 +26,13 @@ WORK_SIDE_PX = 900
 GRABCUT_SIDE_PX = 450
 SHADOW_DEPTHS = (12.0, 22.0, 34.0, 48.0, 62.0)  # L below the lit ground
 SHADOW_SLOPES = (1.2, 3.2)  # L per px: steeper is an edge of something, not a penumbra
+MIRROR_DEPTHS = (12.0, 19.0)  # Delta E of a reflection in the ground
+MIRROR_SLOPE = 0.8
 MIN_EDGE_CONTRAST = 9.0  # Delta E across an outline that anybody would see
 SHARP_EDGE = 0.6  # at least this part of the contrast within 13 px lies within 5 px
 MIN_OPENING_PX = 60  # smaller than this an opening looks just like a highlight: left as it is
+RIM_PX = 3  # how far blur and JPEG's ringing carry the product's colours outwards
+SLIVER_CONTRAST = 12.0  # Delta E: what only one method keeps must differ this much
 MIN_PART = 0.02  # parts smaller than this share of the largest are specks
 
 
@@ -36,7 +41,8 @@ class Scene:
     """A working copy in Lab and how it differs from its background.
 
     lab: h x w x 3 (L 0..100); darker: L below the background's (negative: brighter); tint: distance from
-    the a, b that the background would have at that L; slope: steepness of L per px; noise: of the background, Delta E;
+    the a, b that the background would have at that L; slope: steepness of L per px; noise: of the
+    background behind each pixel, Delta E; horizon: where wall and ground meet, if they do;
     unevenness: 95th percentile of Delta E between border and fitted surface.
     """
 
@@ -45,8 +51,9 @@ class Scene:
     darker: Plane
     tint: Plane
     slope: Plane
-    noise: float
+    noise: Plane
     unevenness: float
+    horizon: backdrop.Horizon | None
 
     @property
     def difference(self) -> Plane:
@@ -82,15 +89,30 @@ def segment(picture: Picture) -> Segments:
     scene = look_at(picture)
     reached = _reach(scene)
     # The ground below the product differs from the border: fit again on all that was reached.
-    scene = _fit_background(scene.rgb, scene.lab, reached)
+    scene = _see(scene.rgb, scene.lab, reached, scene.horizon)
     reached = _reach(scene)
-    raw = _keep_parts(~reached)
+    raw = _keep_parts(_tighten(scene, ~reached))
     edges = _find_edges(scene)
     flood, shadow = _take_off_shadow(scene, edges, raw)
-    flood, ambiguous = _open_holes(scene, flood)
+    closed = flood
+    flood, ambiguous = _open_holes(scene, closed)
+    if (closed & ~flood).any():  # a shadow lies in the openings as well
+        flood, within = _take_off_shadow(scene, edges, flood)
+        shadow = shadow | within
     grabcut, _ = _take_off_shadow(scene, edges, _grabcut(scene))
     grabcut, _ = _open_holes(scene, grabcut)
+    flood = flood & ~_slivers(scene, flood, grabcut)
     return Segments(scene, flood, grabcut, shadow, ambiguous, _weak_outline(edges, flood))
+
+
+def _slivers(scene: Scene, flood: Mask, grabcut: Mask) -> Mask:
+    """What is thin and faint and only in the flood: a reflection's end, ringing between leaves. Anything
+    broader may be a pale part: it stays, and the two methods are seen to disagree.
+    """
+    near = cv2.dilate(grabcut.astype(np.uint8), _disc(2)).astype(bool)
+    faint = np.asarray(flood & ~near & (scene.difference < SLIVER_CONTRAST), dtype=np.bool_)
+    broad = cv2.morphologyEx(faint.astype(np.uint8), cv2.MORPH_OPEN, _disc(2)).astype(bool)
+    return np.asarray(faint & ~_connected_to(broad, faint))
 
 
 def look_at(picture: Picture) -> Scene:
@@ -104,45 +126,68 @@ def look_at(picture: Picture) -> Scene:
     border = np.ones(rgb.shape[:2], dtype=bool)
     band = max(2, round(min(rgb.shape[:2]) * 0.03))
     border[band:-band, band:-band] = False
-    return _fit_background(rgb, lab, border)
+    return _see(rgb, lab, border, backdrop.find_horizon(lab))
 
 
-def _fit_background(rgb: Picture, lab: Plane, known: Mask) -> Scene:
-    """A quadratic surface per channel through the known background, outliers weighted down."""
-    height, width = known.shape
-    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
-    terms = np.stack((np.ones_like(x), x, y, x * x, x * y, y * y), axis=-1)
-    rows = np.flatnonzero(known.ravel())
-    rows = rows[:: max(1, len(rows) // 20_000)]
-    a, b = terms.reshape(-1, 6)[rows].astype(np.float64), lab.reshape(-1, 3)[rows].astype(np.float64)
-    weight = np.ones(len(rows))
-    for _ in range(6):
-        root = np.sqrt(weight)[:, None]
-        surface = np.linalg.lstsq(a * root, b * root, rcond=None)[0]
-        apart = np.linalg.norm(b - a @ surface, axis=1)
-        scale = max(0.6, 1.5 * float(np.median(apart)))
-        weight = 1 / (1 + (apart / scale) ** 2) ** 2
-    behind = (terms.reshape(-1, 6) @ surface.astype(np.float32)).reshape(lab.shape)
+def _see(rgb: Picture, lab: Plane, known: Mask, horizon: backdrop.Horizon | None) -> Scene:
+    """The scene against the backdrop that the known part of it gives."""
+    behind = backdrop.fit_backdrop(lab, known, horizon)
     # Less light scales linear RGB by k, hence L + 16, a and b by the cube root of k (CIE 15): a shadow on
     # coloured ground is no tint.
-    dimmed = np.clip((lab[..., 0] + 16) / np.maximum(behind[..., 0] + 16, 1), 0.3, 1)
+    dimmed = np.clip((lab[..., 0] + 16) / np.maximum(behind.lab[..., 0] + 16, 1), 0.3, 1)
     level = cv2.GaussianBlur(lab[..., 0], (0, 0), 1.0)
     slope = np.hypot(cv2.Scharr(level, cv2.CV_32F, 1, 0), cv2.Scharr(level, cv2.CV_32F, 0, 1)) / 32
     return Scene(
         rgb=rgb,
         lab=lab,
-        darker=behind[..., 0] - lab[..., 0],
-        tint=np.hypot(lab[..., 1] - behind[..., 1] * dimmed, lab[..., 2] - behind[..., 2] * dimmed),
+        darker=behind.lab[..., 0] - lab[..., 0],
+        tint=np.hypot(lab[..., 1] - behind.lab[..., 1] * dimmed, lab[..., 2] - behind.lab[..., 2] * dimmed),
         slope=np.asarray(slope, dtype=np.float32),
-        noise=float(np.median(apart)),
-        unevenness=float(np.percentile(apart, 95)),
+        noise=behind.noise,
+        unevenness=behind.unevenness,
+        horizon=horizon,
     )
 
 
 def _reach(scene: Scene) -> Mask:
     """Flood from the frame through everything that looks like the background."""
     limit = np.clip(4 * scene.noise, 3.0, 6.0)
-    return _connected_to_frame((np.abs(scene.darker) < limit) & (scene.tint < limit))
+    passable = (np.abs(scene.darker) < limit) & (scene.tint < limit)
+    if scene.horizon is not None:
+        passable &= ~_crossing(scene.horizon, ~passable)
+    return _connected_to_frame(passable)
+
+
+def _crossing(horizon: backdrop.Horizon, mask: Mask) -> Mask:
+    """Where wall and ground meet between parts of a mask right above and right below: any mixture of the two
+    is backdrop there, and a product of such a colour must not be cut through.
+    """
+    meeting = np.abs(horizon.height_over(*mask.shape)) <= horizon.reach + 1
+    tall = 2 * int(np.ceil(horizon.reach)) + 7
+    closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((tall, 1), np.uint8))
+    return np.asarray(meeting & closed.astype(bool))
+
+
+def _tighten(scene: Scene, mask: Mask) -> Mask:
+    """Without the rim that is nearer to the background than to the product within it: blur, ringing of JPEG."""
+    difference = scene.difference
+    within = cv2.dilate(np.where(mask, difference, 0).astype(np.float32), _disc(RIM_PX))
+    rim = mask & (difference < 0.4 * within)
+    outside = ~mask
+    for _ in range(RIM_PX):
+        outside = outside | (
+            cv2.dilate(outside.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & rim
+        )
+    return mask & ~outside
+
+
+def _connected_to(known: Mask, passable: Mask) -> Mask:
+    """What of `known` and `passable` hangs together with `known`."""
+    count, labels = cv2.connectedComponents((known | passable).astype(np.uint8), connectivity=4)
+    reached = np.zeros(count, dtype=bool)
+    reached[labels[known]] = True
+    reached[0] = False
+    return np.asarray(reached[labels])
 
 
 def _connected_to_frame(passable: Mask) -> Mask:
@@ -178,6 +223,10 @@ def _take_off_shadow(scene: Scene, edges: _Edges, mask: Mask) -> tuple[Mask, Mas
             kept = _keep_parts(mask & ~_shadow_from_outside(scene, mask, depth, slope))
             if kept.any():
                 tried.append(kept)
+    for depth in MIRROR_DEPTHS:
+        kept = _keep_parts(mask & ~_mirrored(scene, mask, depth))
+        if kept.any():
+            tried.append(kept)
     weak = [_weak_outline(edges, each) for each in tried]
     # Of equally good outlines the tightest: what it leaves out more is a sliver of shadow.
     best = min((each for each, w in zip(tried, weak, strict=True) if w <= min(weak) + 0.004), key=np.sum)
@@ -187,16 +236,28 @@ def _take_off_shadow(scene: Scene, edges: _Edges, mask: Mask) -> tuple[Mask, Mas
 def _shadow_from_outside(scene: Scene, mask: Mask, depth: float, slope: float) -> Mask:
     """The part of a mask that may be shadow up to a depth and a steepness (L, L per px).
 
-    A shadow darkens the ground without tinting it, fades gradually, and lies in the lower part of what is
-    there; it is entered from the background, never from within the product.
+    A shadow darkens the ground without tinting it and fades gradually.
     """
+    # Light bounced from the product tints its shadow a little, more where it is deep.
+    like = (scene.darker > -2) & (scene.darker < depth) & (scene.tint < 4 + 0.12 * scene.darker)
+    return _enter_softly(scene, mask, like, slope)
+
+
+def _mirrored(scene: Scene, mask: Mask, depth: float) -> Mask:
+    """The part of a mask that may be the shadow and the product's image in a polished ground: of any tint,
+    pale, and softer than a shadow.
+    """
+    return _enter_softly(scene, mask, scene.difference < depth, MIRROR_SLOPE)
+
+
+def _enter_softly(scene: Scene, mask: Mask, like: Mask, slope: float) -> Mask:
+    """What of `like` in the lower part of a mask is entered from the background over no steep edge."""
     rows = np.flatnonzero(mask.any(axis=1))
     if not len(rows):
         return np.zeros_like(mask)
-    # Light bounced from the product tints its shadow a little, more where it is deep.
-    like = mask & (scene.darker > -2) & (scene.darker < depth) & (scene.tint < 4 + 0.12 * scene.darker)
+    like = mask & like
     like[: rows[0] + (rows[-1] - rows[0]) // 2] = False
-    shadow = mask & _connected_to_frame((like & (scene.slope < slope)) | ~mask)
+    shadow = mask & _connected_to(~mask, like & (scene.slope < slope))
     # Slopes are measured over a few pixels, so the flood stops short of the product's edge: creep up to it.
     soft = like & (scene.slope < 2 * slope)
     for _ in range(4 if shadow.any() else 0):
@@ -215,14 +276,14 @@ def _weak_outline(edges: _Edges, mask: Mask) -> float:
 
 
 def _find_edges(scene: Scene) -> _Edges:
-    near, wide = _contrast(scene, 7), _contrast(scene, 13)
+    near, wide = contrast(scene, 7), contrast(scene, 13)
     # An outline may lie a few pixels off the edge that it stands for.
-    close = cv2.dilate(_contrast(scene, 5), np.ones((7, 7), np.uint8))
+    close = cv2.dilate(contrast(scene, 5), np.ones((7, 7), np.uint8))
     untinted = scene.tint < 4 + 0.12 * scene.darker
     return _Edges(faint=near < MIN_EDGE_CONTRAST, soft=(close < SHARP_EDGE * wide) & untinted)
 
 
-def _contrast(scene: Scene, side: int) -> Plane:
+def contrast(scene: Scene, side: int) -> Plane:
     """Strongest against weakest L, a, b in a square around each pixel."""
     reach = np.ones((side, side), np.uint8)
     span = cv2.dilate(scene.lab, reach) - cv2.erode(scene.lab, reach)
@@ -247,6 +308,8 @@ def _open_holes(scene: Scene, mask: Mask) -> tuple[Mask, float]:
     like = cv2.morphologyEx(like.astype(np.uint8), cv2.MORPH_OPEN, _disc(2)).astype(bool)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(like.astype(np.uint8), connectivity=4)
     opened, ambiguous = filled.copy(), 0
+    grain = np.abs(scene.darker - cv2.GaussianBlur(scene.darker, (0, 0), 4))
+    backdrop_grain = float(np.median(grain[~filled])) if (~filled).any() else 0.0
     for part in range(1, count):
         area = int(stats[part, cv2.CC_STAT_AREA])
         if area < MIN_OPENING_PX:
@@ -260,10 +323,13 @@ def _open_holes(scene: Scene, mask: Mask) -> tuple[Mask, float]:
         if float(np.median(scene.difference[ring])) < 8:
             ambiguous += area  # fades into its surroundings: a highlight or pale paint
             continue
-        seen = scene.lab[where]
+        if float(np.median(grain[where])) < 0.4 * backdrop_grain:
+            ambiguous += area  # smoother than the background is anywhere: print or paint
+            continue
+        seen, noise = scene.lab[where], float(scene.noise[where].mean())
         if (
-            float(np.hypot(scene.darker[where].mean(), scene.tint[where].mean())) > 2 + 2 * scene.noise
-            or float(seen[:, 0].std()) > 1 + 2 * scene.noise
+            float(np.hypot(scene.darker[where].mean(), scene.tint[where].mean())) > 1.2 + 2 * noise
+            or float(seen[:, 0].std()) > 1 + 2 * noise
         ):
             ambiguous += area  # flat, but not what the background must look like here
             continue
@@ -278,7 +344,8 @@ def _grabcut(scene: Scene) -> Mask:
     scale = min(1.0, GRABCUT_SIDE_PX / max(height, width))
     size = round(width * scale), round(height * scale)
     small = cv2.resize(scene.rgb, size, interpolation=cv2.INTER_AREA)
-    differs = cv2.resize(scene.difference, size, interpolation=cv2.INTER_AREA) > max(8.0, 4 * scene.noise)
+    apart = np.asarray(scene.difference / np.maximum(8.0, 4 * scene.noise), dtype=np.float32)
+    differs = cv2.resize(apart, size, interpolation=cv2.INTER_AREA) > 1
     differs = cv2.morphologyEx(differs.astype(np.uint8), cv2.MORPH_OPEN, _disc(1)).astype(bool)
     rows, columns = np.flatnonzero(differs.any(axis=1)), np.flatnonzero(differs.any(axis=0))
     empty = np.zeros((height, width), dtype=bool)

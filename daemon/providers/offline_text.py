@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 else:
     drafts = later("daemon.amazon.aplus_draft")
 
-VERSION = "rules-1"
+VERSION = "rules-2"
+MIN_OVERVIEW, MAX_OVERVIEW = 2, 5
+OVERVIEW_NAME = 40  # characters; longer ones are read where they are told
+_SEPARATOR = " \u00b7 "
 
 
 class OfflineText:
@@ -67,23 +70,38 @@ def write_draft(brief: drafts.AplusBrief) -> drafts.AplusDraft:
             hint=f"It writes {', '.join(sorted(WORDS))}.",
         )
     said: dict[AplusModule, int] = {}
-    modules = []
+    untold = brief.facts.points
+    modules: list[drafts.ModuleDraft] = []
     for module in brief.modules:
-        # A module that stands twice continues with the facts, it does not repeat itself.
         part = said.get(module, 0)
         said[module] = part + 1
-        modules.append(_WRITERS.get(module, _write_nothing)(_Task(module, brief.facts, words, part)))
+        task = _Task(module, brief.facts, words, part, untold, is_first=not any(m.blocks for m in modules))
+        modules.append(_WRITERS.get(module, _write_nothing)(task))
+        told = _sentences(modules[-1])
+        untold = tuple(
+            point for point in untold if (point.text or drafts.end_sentence(point.headline)) not in told
+        )
     return drafts.AplusDraft(modules=tuple(modules))
+
+
+def _sentences(module: drafts.ModuleDraft) -> str:
+    """All that a module says, the headline over it apart; headlines and bullets as the sentences they are."""
+    said = [text for block in module.blocks for text in (drafts.end_sentence(block.headline), block.body)]
+    return "\n".join((*said, *map(drafts.end_sentence, module.bullets)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One module to write; part: how often the same module stands before it."""
+    """One module to write; part: how often the same module stands before it; untold: the points that no
+    module before it tells; is_first: no module with words stands before it.
+    """
 
     module: AplusModule
     facts: drafts.AplusFacts
     words: Words
     part: int
+    untold: tuple[drafts.Point, ...]
+    is_first: bool
 
     @property
     def shape(self) -> drafts.Shape:
@@ -95,12 +113,39 @@ class _Task:
 
     @property
     def opening(self) -> str:
-        """The one sentence that is no fact of the seller's: who presents what."""
+        """The one sentence that is no fact of the seller's: who presents what. A title with its brand speaks
+        for itself.
+        """
         title, brand = self.facts.title.rstrip("."), self.facts.brand
-        is_named = brand and brand.lower() not in title.lower()
+        if not brand or brand.lower() in title.lower():
+            return drafts.end_sentence(title)
         # replace, not format: a title may hold braces.
-        sentence = self.words.presents.replace("{brand}", brand) if is_named else self.words.describes
-        return drafts.end_sentence(capitalise(sentence.removesuffix(".").replace("{title}", title)))
+        sentence = self.words.presents.replace("{brand}", brand).removesuffix(".")
+        return drafts.end_sentence(capitalise(sentence.replace("{title}", title)))
+
+    @property
+    def overview(self) -> str:
+        """The names of the features in one line, those that say something only with their value last."""
+        named = [
+            point.sentence.removesuffix(".") if point.is_specification else point.headline
+            for point in self.in_order(self.facts.points)
+            if not self.is_closing(point)
+        ]
+        fitting = [name for name in named if 0 < len(name) <= OVERVIEW_NAME][:MAX_OVERVIEW]
+        return _SEPARATOR.join(fitting) if len(fitting) >= MIN_OVERVIEW else ""
+
+    def is_closing(self, point: drafts.Point) -> bool:
+        """True for measures and contents: they come last, whatever else there is to tell."""
+        closing = (self.words.dimensions, self.words.in_the_box)
+        return point.headline in map(capitalise, closing)
+
+    def in_order(self, points: tuple[drafts.Point, ...]) -> list[drafts.Point]:
+        """Features first, then specifications (a table shows them too), measures and contents last."""
+        return sorted(points, key=lambda point: (self.is_closing(point), point.is_specification))
+
+    def next_points(self, least: int, most: int) -> list[drafts.Point]:
+        """Points that were not told yet, or, when they are too few, the first ones again."""
+        return self.in_order(self.untold if len(self.untold) >= least else self.facts.points)[:most]
 
 
 def _fit(sentences: list[str], limit: int) -> str:
@@ -130,18 +175,20 @@ def _bullets(task: _Task) -> tuple[str, ...]:
 
 
 def _write_header(task: _Task) -> drafts.ModuleDraft:
-    first = [point.sentence for point in task.facts.points[:2]]
-    block = drafts.BlockDraft(
-        headline=task.facts.brand or task.about, body=_fit([task.opening, *first], 1000)
+    """The name, what the title says besides, and what there is to read about below."""
+    facts = task.facts
+    presents = [] if facts.brand.lower() in facts.title.lower() else [task.opening]
+    told = [task.overview] if task.overview else [point.sentence for point in facts.points[:2]]
+    body = "\n".join(filter(None, (_fit(presents, 1000), _fit(told, 1000)))) or task.opening
+    headline = capitalise(facts.traits) or facts.brand or task.about
+    return drafts.ModuleDraft(
+        module=task.module, headline=facts.name, blocks=(drafts.BlockDraft(headline=headline, body=body),)
     )
-    return drafts.ModuleDraft(module=task.module, headline=task.facts.short_title, blocks=(block,))
 
 
 def _write_points(task: _Task) -> drafts.ModuleDraft:
     """Modules that show points side by side, as many as they have places for."""
-    least, most = task.shape.blocks
-    points = task.facts.points[task.part * most :][:most]
-    points = points if len(points) >= least else task.facts.points[:most]
+    points = task.next_points(*task.shape.blocks)
     return drafts.ModuleDraft(
         module=task.module,
         headline=capitalise(task.words.features) if task.shape.headline else "",
@@ -150,19 +197,23 @@ def _write_points(task: _Task) -> drafts.ModuleDraft:
 
 
 def _write_side(task: _Task) -> drafts.ModuleDraft:
-    points = task.facts.points
-    point = points[task.part % len(points)] if points else drafts.Point()
+    point = next(iter(task.next_points(1, 1)), drafts.Point())
     told = [point.text] if point.text and not point.headline else [point.text, task.opening]
     block = drafts.BlockDraft(headline=point.headline or task.about, body=_fit(told, task.shape.body))
     return drafts.ModuleDraft(module=task.module, blocks=(block,))
 
 
 def _write_overlay(task: _Task) -> drafts.ModuleDraft:
-    # The last points are the least told so far: the modules before this one begin with the first.
-    body = _fit([point.sentence for point in reversed(task.facts.points)][:2], task.shape.body)
-    return drafts.ModuleDraft(
-        module=task.module, blocks=(drafts.BlockDraft(headline=task.facts.short_title, body=body),)
-    )
+    """The next two points on a picture: the first with a headline gives it. With none left, the name."""
+    points = [point for point in task.in_order(task.untold) if not task.is_closing(point)][:2]
+    first = next((p for p in points if 0 < len(p.headline) <= task.shape.block_headline), drafts.Point())
+    told = [first.text, *(point.sentence for point in points if point is not first)]
+    headline = first.headline or task.facts.name
+    if not points:
+        told = [drafts.end_sentence(capitalise(task.facts.traits))]
+    paragraphs = "\n".join(filter(None, told))
+    body = paragraphs if len(paragraphs) <= task.shape.body else _fit(told, task.shape.body)
+    return drafts.ModuleDraft(module=task.module, blocks=(drafts.BlockDraft(headline=headline, body=body),))
 
 
 def _write_sidebar(task: _Task) -> drafts.ModuleDraft:
@@ -194,18 +245,16 @@ def _write_specs_detail(task: _Task) -> drafts.ModuleDraft:
 
 
 def _write_text(task: _Task) -> drafts.ModuleDraft:
-    """First what it is, then its features, one paragraph each."""
-    words, points = task.words, task.facts.points
+    """What it is, unless that was said before, and what was not told yet, one paragraph each."""
+    words, untold = task.words, [point.sentence for point in task.in_order(task.untold)]
     has_headline = task.shape.headline > 0
+    kind = task.facts.category
+    category = drafts.end_sentence(f"{capitalise(words.category)}{words.colon}{kind}") if kind else ""
     if task.part == 0 and has_headline:
-        kind = task.facts.category
-        category = drafts.end_sentence(f"{capitalise(words.category)}{words.colon}{kind}") if kind else ""
-        first = [point.sentence for point in points[:1]]
-        headline, body = words.about, _fit([task.opening, category, *first], task.shape.body)
+        headline, body = words.about, _fit([task.opening, category, *untold[:1]], task.shape.body)
     else:
-        paragraphs = [] if has_headline else [task.opening]
-        paragraphs += [point.sentence for point in points]
-        headline, body = words.features, "\n".join(paragraphs) or task.opening
+        paragraphs = [task.opening, *untold] if task.is_first else untold
+        headline, body = words.features, "\n".join(paragraphs) or category or task.opening
     return drafts.ModuleDraft(
         module=task.module,
         headline=capitalise(headline) if has_headline else "",

@@ -195,9 +195,56 @@ def test_sentences_read_as_written_by_hand() -> None:
     text = json.dumps(document, ensure_ascii=False)
 
     assert "Nordholm presents Oak dining chair with woven seat, natural." in text
-    assert "Material: Solid oak, oiled." in text
+    assert "Woven seat of paper cord \u00b7 Material: Solid oak, oiled \u00b7 Load: Up to 120 kg" in text
     assert '{"label": {"value": "Length"}, "description": {"value": "52.5 cm"}}' in text
     assert "1 chair, 4 felt pads and 1 care card" in text
+
+
+BOTTLE = Product(
+    title="Tidevane Water Bottle, Steel, 650 ml",
+    brand="Tidevane",
+    bullets=(
+        "Double wall: steel with a vacuum between two walls",
+        "Carry loop: a loop on the lid takes two fingers or a carabiner",
+        "Silicone boot: a soft base that protects tables and the bottle",
+        "Fluted lid: grooves give wet hands a firm grip",
+        "Powder coat: a matte finish that hides scratches",
+    ),
+    dimensions=Dimensions(height=Decimal("27.5"), width=Decimal("7.5")),
+    in_the_box=("Bottle with lid", "Removable boot"),
+)
+LAMP = Product(
+    title="Desk lamp with dimmer",
+    bullets=(
+        "Dimmer: turn the base ring to set the light between a glow and full work light",
+        "Stays where you put it: two springs hold the arm",
+        "Cable: 1.8 m",
+        "Bulb: E27",
+    ),
+)
+
+
+@pytest.mark.parametrize("product", [CHAIR, BOTTLE, LAMP], ids=["chair", "bottle", "lamp"])
+def test_no_sentence_stands_in_two_modules(product: Product) -> None:
+    """A shopper who reads on learns something new each time; the table apart, which lists what was said."""
+    facts = collect_facts(product, WORDS["en"]).facts
+    brief = AplusBrief(facts=facts, modules=plan_modules(facts, has_photo=True))
+
+    bodies = [block.body for module in write_draft(brief).modules for block in module.blocks]
+
+    sentences = [s for body in bodies for s in body.replace(". ", ".\n").splitlines() if s]
+    assert len(set(sentences)) == len(sentences)
+    for point in facts.points:
+        if point.text:
+            assert any(point.text in body for body in bodies), point
+
+
+def test_the_name_heads_the_document_and_its_traits_stand_below() -> None:
+    document, _ = write(BOTTLE, ("STANDARD_HEADER_IMAGE_TEXT",))
+    text = json.dumps(document)
+
+    assert '"headline": {"value": "Tidevane Water Bottle"}' in text
+    assert '"headline": {"value": "Steel, 650 ml"}' in text
 
 
 def test_every_word_comes_from_the_facts_or_the_word_list() -> None:
@@ -211,7 +258,7 @@ def test_every_word_comes_from_the_facts_or_the_word_list() -> None:
         texts = [module.headline, *module.bullets]
         texts += [text for block in module.blocks for text in (block.headline, block.body)]
         for word in " ".join(texts).lower().split():
-            assert word.strip(".,:") in known
+            assert word.strip(".,:\u00b7") in known
 
 
 def vars_of(words: object) -> list[str]:

@@ -99,6 +99,22 @@ def test_what_finds_no_room_is_named_whole() -> None:
     assert not any("…" in text for text in drawing.drawn)
 
 
+def test_a_slender_product_leaves_its_room_to_larger_type() -> None:
+    backdrop = Image.new("RGB", (SIDE, SIDE), (245, 245, 245))
+    items = tuple(
+        f"Feature {i}: words that say at some length what it is good for, at home and on the way"
+        for i in range(5)
+    )
+
+    slender, stout = (
+        drawings.draw_sheet(draw_product(width, 400), backdrop, title="A title", items=items)
+        for width in (90, 400)
+    )
+
+    assert slender.min_text_px > stout.min_text_px
+    assert slender.text_boxes[0][0] > slender.product_box[2]
+
+
 def test_items_past_the_sixth_are_named() -> None:
     items = tuple(f"Fact {i}" for i in range(8))
 
@@ -125,6 +141,33 @@ def test_the_measure_that_suits_the_silhouette_lies_along_the_foot() -> None:
 
     assert assign(measures, aspect=0.5) == (Decimal(10), Decimal(20), Decimal(30))
     assert assign(measures, aspect=1.5) == (Decimal(30), Decimal(20), Decimal(10))
+
+
+def test_the_height_of_a_flat_thing_seen_from_above_is_no_depth() -> None:
+    """A board's silhouette is 44 % as tall as wide, its height is 6 % of its length: what is seen is its top."""
+    measures = Measures(Decimal(28), Decimal(40), Decimal("2.5"), "cm")
+
+    assert assign(measures, aspect=2.26) == (Decimal(40), Decimal("2.5"), Decimal(28))
+
+
+@pytest.mark.parametrize(
+    "size", [(40, 700), (120, 600), (700, 120), (400, 380)], ids=["needle", "tall", "wide", "square"]
+)
+@pytest.mark.parametrize("depth", [None, Decimal(12)])
+def test_product_and_labels_stand_in_the_middle_together(
+    size: tuple[int, int], depth: Decimal | None
+) -> None:
+    backdrop = Image.new("RGB", (SIDE, SIDE), (245, 245, 245))
+    measures = Measures(depth, Decimal(size[0]), Decimal(size[1]), "mm")
+
+    drawing = dimensions.draw_dimensions(draw_product(*size), backdrop, measures)
+
+    boxes = (*drawing.label_boxes, drawing.product_box)
+    assert not any(_overlap(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+    left, right = min(box[0] for box in boxes), max(box[2] for box in boxes)
+    assert abs(left + right - SIDE) < 0.06 * SIDE
+    product = drawing.product_box
+    assert max(product[2] - product[0], product[3] - product[1]) > 0.5 * SIDE
 
 
 @pytest.mark.parametrize(
