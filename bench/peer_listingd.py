@@ -17,7 +17,7 @@ from benchlib import DSN, Peer, emit, main, opt
 
 PORT = opt("port", 8787)
 KEY = "bench-" + "k" * 40
-WORKERS = opt("workers", 500)
+WORKERS = opt("workers", 1000)
 HOW = opt("enqueue", "sql")  # --opt '{"enqueue":"http"}' measures the HTTP door
 USERS = opt("users", 1)
 TRACE = os.environ.get("BENCH_TRACE") == "1"

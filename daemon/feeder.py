@@ -8,8 +8,9 @@ never looked at again. Looks when told (NOTIFY, the end of a fan-out), and every
     onwards: rows above the cursor, and the holes (fences drawn by transactions that had not committed)
     due:     rows whose run_at falls into the next horizon go to the scheduler's timers
 
-Three tasks: a look never waits for a walk through the backlog, nor a timer for either. When nothing waits for its
-turn, the statement that finds new jobs claims them as well: one round trip from the notification to the handler.
+A look never waits for a walk through the backlog, nor a timer for either: each has a task. When nothing waits for
+its turn, the statement that finds new jobs claims them as well: one round trip from the notification to the
+handler, and the disk is waited for while it runs.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class Feeder:
         self._wanted = asyncio.Event()
         self._timed = asyncio.Event()  # the next timer may be another one
         self._behind = asyncio.Event()  # there is something to do besides looking
+        self._claimed = asyncio.Event()  # a claim may not be on the disk yet
         self.has_looked = asyncio.Event()  # once the head of what waited at the start is with the scheduler
         self._cursor = FenceCursor()
         self._doubts: set[int] = set()
@@ -120,6 +122,7 @@ class Feeder:
             fence = await self._start()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._run_looks(connection), name="feeder-looks")
+                tasks.create_task(self._run_syncs(), name="feeder-syncs")
                 tasks.create_task(self._run_timers(), name="feeder-timers")
                 tasks.create_task(self._run_walks(fence), name="feeder-walks")
         except ExceptionGroup as group:
@@ -180,11 +183,20 @@ class Feeder:
             raise
         finally:
             pool.take_up(promised, claimed)
+            if claimed:
+                self._claimed.set()
         if len(fresh.fences) > promised:
             return False
         self._cursor.saw_all(fresh.fences)
         self._add_all(fresh.others)
         return True
+
+    async def _run_syncs(self) -> None:
+        """Bring claims at sight to the disk while their jobs run already."""
+        while True:
+            await self._claimed.wait()
+            self._claimed.clear()
+            await self._queue.make_lasting()
 
     async def _read_onwards(self, connection: database.Connection) -> None:
         while True:

@@ -506,6 +506,10 @@ class Queue:
             await self._fetch(connection, "set_feeder")
         return connection
 
+    async def make_lasting(self) -> None:
+        """Bring what was committed without waiting to the disk."""
+        await self._db.fetch("make_lasting")
+
     async def read_ready(
         self, after: int, holes: Sequence[int], limit: int, connection: database.Connection | None = None
     ) -> Seen:

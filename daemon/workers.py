@@ -36,7 +36,7 @@ WATCH_EVERY_S = 0.25
 PROGRESS_EVERY_S = 0.1
 ADOPT_AFTER_S = (2.0, 8.0, 20.0)
 """Seconds after a lost answer at which orphans are looked for; statements end after 15 s."""
-BURST_S = 0.004
+BURST_S = 0.002
 """Jobs that never wait are run back to back for so long before the loop gets its turn."""
 
 log = logs.get_logger()

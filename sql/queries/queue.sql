@@ -584,3 +584,8 @@ select
 -- A claim at sight does not wait for the disk. Whatever the attempt then makes lasting (an end, a step, an asset) comes
 -- later in the log and takes the claim with it; one that a crash of the server forgets leaves the job pending.
 select set_config('synchronous_commit', 'off', false)
+
+-- name: make_lasting
+-- Brings all that was committed before to the disk: a record of its own whose commit waits, and with it the log before.
+-- Else a claim at sight would stay forgettable until the server's next round, 0.6 s at most.
+select set_config('synchronous_commit', 'on', true), pg_logical_emit_message(true, 'listingd', '')

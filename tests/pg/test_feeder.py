@@ -370,3 +370,36 @@ async def test_many_jobs_due_at_one_moment_are_all_held(site: Site, monkeypatch:
 
     async with restarted(site) as scheduler:
         await eventually(lambda: set(fences) <= set(scheduler.known))
+
+
+async def test_what_did_not_wait_for_the_disk_is_brought_there(db: Database) -> None:
+    """P11: a claim that was seen and then forgotten by a crash of the server would repeat a version number."""
+    queue = Queue(db)
+    connection = await queue.connect_feeder()
+    await connection.execute("select listingd.enqueue_job('ping')")
+    written = await connection.fetchval("select pg_current_wal_insert_lsn()")
+
+    await queue.make_lasting()
+
+    assert written <= await connection.fetchval("select pg_current_wal_flush_lsn()")
+    assert "off" == await connection.fetchval("show synchronous_commit")
+    connection.terminate()
+
+
+async def test_every_claim_at_sight_is_followed_to_the_disk(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feeder, synced = Feeder(site.queue, site.scheduler, poll_s=10, on_ready=lambda: None), asyncio.Event()
+
+    async def sync() -> None:
+        synced.set()
+
+    monkeypatch.setattr(site.queue, "make_lasting", sync)
+    task = asyncio.create_task(feeder._run_syncs())
+    await asyncio.sleep(0)
+    assert not synced.is_set()
+
+    feeder._claimed.set()
+
+    await eventually(synced.is_set)
+    task.cancel()
