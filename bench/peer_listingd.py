@@ -56,7 +56,8 @@ class Listingd(Peer):
     bulk_chunk = opt("chunk", 5000 if HOW == "sql" else 1000)
     sql_unfinished = (
         "select exists(select from listingd.job_states s where s.state in ('pending', 'processing', 'waiting')"
-        " and s.kind = 'ping' and s.run_at is null and s.fence >= (select f.last_value - 30000 from listingd.fences f))"
+        " and s.kind = 'ping' and s.run_at is null and s.fence > (select f.last_value - 30000 from listingd.fences f)"
+        " and s.fence <= (select f.last_value from listingd.fences f))"  # a range: else a full table is read from its start
     )
     sql_finished = "select count(*) from listingd.job_states where state = 'completed'"
     sql_seed = (

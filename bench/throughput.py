@@ -103,7 +103,7 @@ async def _fill(campaign: Campaign) -> dict[str, dict[str, str]]:
             full.setdefault(contestant.name, {})[case] = database
             return {"seconds": round(time.monotonic() - began, 1)}
 
-        await campaign.measure("fill", case, contestant.name, 0, take, within_s=300)
+        await campaign.measure("fill", case, contestant.name, 0, take, within_s=600)
 
     for contestant in campaign.fast:
         if contestant.info["sql_seed"]:

@@ -310,12 +310,12 @@ async def _build(
 async def _warm_up(service: Service, feeder: Feeder, providers: Providers) -> None:
     """What a start puts off: modules that jobs will want, and asking for the models' last days.
 
-    Not while jobs wait: importing holds the interpreter, and would double the time to them. Those that want these
-    modules import them by themselves, in a thread.
+    Not while jobs wait or run: importing holds the interpreter, and would double the time to them. Those that want
+    these modules import them by themselves, in a thread.
     """
     await service.serving.wait()
     await feeder.has_looked.wait()
-    while service.scheduler.ready:  # noqa: ASYNC110 -- nobody tells when nothing waits any more
+    while service.scheduler.ready or service.workers.load()[0]:  # noqa: ASYNC110 -- nobody tells of idleness
         await asyncio.sleep(WARM_UP_EVERY_S)
     await asyncio.to_thread(later.load_all)
     await _announce_retirements(providers)
