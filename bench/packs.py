@@ -50,7 +50,7 @@ class ForkedDaemon(Daemon):
         context.set_forkserver_preload(list(self._modules))
         self._offset = self._log.stat().st_size
         process = context.Process(
-            target=_serve, args=(self._env, str(self.directory), str(self._log)), daemon=True
+            target=_serve, args=(self.env, str(self.directory), str(self._log)), daemon=True
         )
         process.start()
         self.process = _Forked(process)  # type: ignore[assignment]
