@@ -386,20 +386,16 @@ async def test_what_did_not_wait_for_the_disk_is_brought_there(db: Database) -> 
     connection.terminate()
 
 
-async def test_every_claim_at_sight_is_followed_to_the_disk(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    feeder, synced = Feeder(site.queue, site.scheduler, poll_s=10, on_ready=lambda: None), asyncio.Event()
+async def test_a_claim_at_sight_is_followed_to_the_disk(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken_at_sync: list[list[int]] = []
 
-    async def sync() -> None:
-        synced.set()
+    async def note() -> None:
+        taken_at_sync.append(list(pool.taken))
 
-    monkeypatch.setattr(site.queue, "make_lasting", sync)
-    task = asyncio.create_task(feeder._run_syncs())
-    await asyncio.sleep(0)
-    assert not synced.is_set()
+    monkeypatch.setattr(site.queue, "make_lasting", note)
+    async with claiming(site) as (_, _, pool):
+        assert [] == taken_at_sync
 
-    feeder._claimed.set()
+        [fence] = await enqueue(site, 1)
 
-    await eventually(synced.is_set)
-    task.cancel()
+        await eventually(lambda: [[fence]] == taken_at_sync)
