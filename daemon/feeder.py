@@ -36,6 +36,9 @@ PIECE = 2000
 WALK_PAUSE_S = 0.05
 """Between two pieces while there is plenty to run: a backlog of 200 000 is known after 7 s then instead of 1, and the
 jobs at its head start as if it were short."""
+SECOND_PAUSES = 9
+"""The second read of a start pauses so many times as long as its statements take. It rarely finds anything, and it looks
+at every row there is: what runs meanwhile must not feel it."""
 CLAIM_AT_SIGHT = 32
 """So many new jobs at most are claimed by the statement that finds them; more go through the scheduler."""
 HORIZON_S = 30.0
@@ -102,7 +105,9 @@ class Feeder:
         self._marked_at = 0.0
         self._walked = False  # the backlog of the start is known
         self._start_at = (0, 0, 0)  # mark, last fence and oldest transaction at the start
-        self._restart: Horizon | None = None  # of the start, while its stretch must be read again
+        self._restart: Horizon | None = None  # of the start, while transactions of then are open
+        self._settled = asyncio.Event()  # they have ended: the stretch of the start can be read again
+        self._is_read_twice = False
 
     def look(self) -> None:
         """Something is ready, or may be."""
@@ -128,6 +133,7 @@ class Feeder:
                 tasks.create_task(self._run_syncs(), name="feeder-syncs")
                 tasks.create_task(self._run_timers(), name="feeder-timers")
                 tasks.create_task(self._run_walks(fence), name="feeder-walks")
+                tasks.create_task(self._run_second_read(), name="feeder-second-read")
         except ExceptionGroup as group:
             _, bugs = group.split(Unavailable)
             error = (bugs or group).exceptions[0]
@@ -147,6 +153,8 @@ class Feeder:
         self._foreign = (mark, last)
         self._due_until = None
         self._walked = False
+        self._settled.clear()
+        self._is_read_twice = False
         return await self._read_backlog(mark, last)
 
     # -- looks ----------------------------------------------------------------------------------------------
@@ -212,7 +220,7 @@ class Feeder:
         self._cursor.settle(seen.oldest, seen.following, now)
         if self._restart is not None and self._restart.is_past(seen.oldest, seen.following, now):
             self._restart = None
-            self._behind.set()
+            self._settled.set()
 
     def _add_all(self, groups: Sequence[ReadyGroup]) -> None:
         pending = sorted(group for group in groups if group.pending)
@@ -274,23 +282,19 @@ class Feeder:
         self.has_looked.set()
         loop = asyncio.get_running_loop()
         poll_at = loop.time() + self._poll_s
-        is_read_twice = False
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(poll_at):
                     await self._behind.wait()
             self._behind.clear()
             await self._refill()
-            if self._restart is None and not is_read_twice:
-                await self._read_late_rows()
-                is_read_twice = True
             polled = loop.time() >= poll_at  # also when it was woken all the time
             if polled or self._recheck:
                 self._recheck = False
                 await self._resolve_doubts()
             if polled:
                 await self._read_due()
-                if is_read_twice:
+                if self._is_read_twice:
                     await self._raise_mark()
                 self._on_ready()
                 poll_at = loop.time() + self._poll_s
@@ -302,13 +306,20 @@ class Feeder:
         self._add_all(groups)
         return None if highest is None or highest >= last else highest + 1
 
-    async def _read_late_rows(self) -> None:
+    async def _run_second_read(self) -> None:
         """What was written, at or below the last fence of the start, by transactions that were open then."""
+        await self.has_looked.wait()
+        await self._settled.wait()
+        loop = asyncio.get_running_loop()
         mark, last, oldest = self._start_at
         fence: int | None = mark
         while fence is not None:
+            began = loop.time()
             fence = await self._read_backlog(fence, last, oldest)
-            await self._refill()
+            if self._scheduler.spilled() is not None:
+                self._behind.set()
+            await asyncio.sleep(SECOND_PAUSES * (loop.time() - began))
+        self._is_read_twice = True
 
     async def _refill(self) -> None:
         while (spilled := self._scheduler.spilled()) is not None:

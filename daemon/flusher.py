@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 import asyncpg
@@ -28,7 +28,7 @@ from daemon import logs, metrics, outcomes
 from daemon.changes import Changes
 from daemon.errors import Unavailable
 from daemon.feeder import Feeder
-from daemon.jobs import ClaimedJob
+from daemon.jobs import ClaimedJob, State
 from daemon.lease import Lease
 from daemon.places import Owner, Places
 from daemon.queue import Ended, Flushed, Queue
@@ -43,7 +43,8 @@ ASIDE_S = 1.0
 FLIGHTS = 2
 """Flushes that may be in flight at once, each on a connection of its own."""
 
-End = tuple[Ended, ClaimedJob]
+End = tuple[Ended, ClaimedJob, float]
+"""How an attempt ended, its job, and for how many seconds it ran."""
 
 log = logs.get_logger()
 
@@ -68,7 +69,8 @@ class Pool(Protocol):
 
 
 class Flusher:
-    """The one writer of ends and claims in a process. feeder: set once it exists.
+    """The one writer of ends and claims in a process. feeder: set once it exists. tells: the log shows every end,
+    not only failures (a line that nobody sees costs 2 us).
 
     `run` must be running, FLIGHTS times.
     """
@@ -81,7 +83,10 @@ class Flusher:
         scheduler: Scheduler,
         lease: Lease,
         changes: Changes,
+        *,
+        tells: bool,
     ) -> None:
+        self._tells = tells
         self._pool = pool
         self._queue = queue
         self._db = db
@@ -111,9 +116,9 @@ class Flusher:
         if self.feeder is not None:
             self.feeder.look()
 
-    def end(self, ended: Ended, job: ClaimedJob) -> None:
-        """Have an end written with the next flush."""
-        self._ended.append((ended, job))
+    def end(self, ended: Ended, job: ClaimedJob, run_s: float) -> None:
+        """Have an end written with the next flush, and told once it is."""
+        self._ended.append((ended, job, run_s))
         self._wanted.set()
 
     @property
@@ -123,7 +128,7 @@ class Flusher:
 
     def unwritten(self) -> set[int]:
         """Fences of attempts that have ended here and not yet in the database."""
-        return {end.fence for end, _ in chain(self._ended, self._aside, *self._flying)}
+        return {end.fence for end, *_ in chain(self._ended, self._aside, *self._flying)}
 
     # -- life -----------------------------------------------------------------------------------------------
 
@@ -204,7 +209,7 @@ class Flusher:
         self.claiming += len(claims)
         self._scheduler.claiming.update(claims)
         limited = self.places.is_needed()
-        freed = self.places.pick((end.fence, job.kind) for end, job in ends) if limited else []
+        freed = self.places.pick((end.fence, job.kind) for end, job, _ in ends) if limited else []
         try:
             if claims and limited:
                 asked = claims
@@ -215,7 +220,7 @@ class Flusher:
                     return bool(taken)
             if claims:
                 await self._lower_mark(connection, worker, min(claims))
-            done = await self._queue.flush(connection, [end for end, _ in ends], worker, claims)
+            done = await self._queue.flush(connection, [end for end, *_ in ends], worker, claims)
         except asyncpg.DataError:
             self._give_up(claims, owners)
             await self._end_one_by_one(connection, ends, worker)
@@ -243,8 +248,7 @@ class Flusher:
             await self.places.drop(worker, self.places.pick(missed))
             if self._queue.rivals:
                 await self.places.tell_others(freed)
-        if done.lost:
-            self._tell_lost(written, done.lost)
+        self._tell_all(written, done.lost)
         self._mark(written, done.claimed)
         return True
 
@@ -273,18 +277,23 @@ class Flusher:
         if done.ready and self._queue.rivals:
             await self._db.fetch("notify_jobs")
 
-    @staticmethod
-    def _tell_lost(ended: Sequence[End], fences: Sequence[int]) -> None:
-        lost = set(fences)
-        for end, job in ended:
+    def _tell_all(self, written: Sequence[End], lost: Collection[int]) -> None:
+        """The canonical line of each attempt, now that its end stands in the database; those that came too late."""
+        if lost:
+            lost = set(lost)
+        elif not self._tells and all(end.state is not State.FAILED for end, *_ in written):
+            return
+        for end, job, run_s in written:
             if end.fence in lost:
                 metrics.JOBS_LOST.inc()
                 log.warning("job.lost", job_id=job.id, kind=job.kind, attempt=job.attempt, what="end")
+            elif self._tells or end.state is State.FAILED:
+                _tell(end, job, run_s)
 
     def _mark(self, ended: Sequence[End], claimed: Sequence[ClaimedJob]) -> None:
         """Hints for the event streams; parents show their children, so they changed too."""
         changed: list[UUID] = []
-        for job in (*(job for _, job in ended), *claimed):
+        for job in (*(job for _, job, _ in ended), *claimed):
             changed.append(job.id)
             if job.parent_id is not None:
                 changed.append(job.parent_id)
@@ -316,12 +325,14 @@ class Flusher:
     async def _end_one_by_one(self, connection: database.Connection, ends: list[End], worker: int) -> None:
         """One of these results is nothing that the database can hold. None of them was written yet."""
         while ends:
-            end, job = ends[0]
+            end, job, run_s = ends[0]
             try:
-                await self._queue.flush(connection, [end], worker, [])
+                done = await self._queue.flush(connection, [end], worker, [])
             except asyncpg.DataError as exc:
                 log.error("job.crashed", job_id=job.id, kind=job.kind, attempt=job.attempt, exc_info=exc)
-                await self._queue.flush(connection, [outcomes.not_storable(job, exc)], worker, [])
+                end = outcomes.not_storable(job, exc)
+                done = await self._queue.flush(connection, [end], worker, [])
+            self._tell_all([(end, job, run_s)], done.lost)
             self._mark(ends[:1], ())
             del ends[0]
         self.look()  # parents that were released
@@ -329,12 +340,12 @@ class Flusher:
     async def _put_aside(self, connection: database.Connection, ends: list[End]) -> None:
         """Take out the ends whose rows, or whose parents' rows, another transaction has locked."""
         locked = await self._find_locked(connection, ends)
-        self._aside += [(end, job) for end, job in ends if end.fence in locked]
-        ends[:] = [(end, job) for end, job in ends if end.fence not in locked]
+        self._aside += [ended for ended in ends if ended[0].fence in locked]
+        ends[:] = [ended for ended in ends if ended[0].fence not in locked]
         loop = asyncio.get_running_loop()
         self._aside_until = loop.time() + ASIDE_S
         loop.call_later(ASIDE_S, self._wanted.set)
-        for end, job in self._aside:
+        for end, job, _ in self._aside:
             if end.fence in locked:
                 log.warning("job.locked", job_id=job.id, kind=job.kind, again_in_s=ASIDE_S)
 
@@ -351,5 +362,28 @@ class Flusher:
     async def _find_locked(self, connection: database.Connection, ends: Sequence[End]) -> set[int]:
         """Fences of ends that cannot be written now."""
         with database.translate_errors():
-            rows = await connection.fetch(self._db.sql["find_locked"], [end.fence for end, _ in ends])
+            rows = await connection.fetch(self._db.sql["find_locked"], [end.fence for end, *_ in ends])
         return {row["fence"] for row in rows}
+
+
+def _tell(end: Ended, job: ClaimedJob, run_s: float) -> None:
+    """The canonical line of one attempt."""
+    facts: dict[str, Any] = {
+        "job_id": job.id, "kind": job.kind, "user_id": job.user_id, "attempt": job.attempt,
+    }  # fmt: skip
+    if end.error_text is not None:
+        facts["error"] = end.error_text
+    if end.delay_s:
+        facts["delay_s"] = round(end.delay_s, 3)
+    match end.state:
+        case State.COMPLETED:
+            tell, event = log.info, "job.completed"
+        case State.FAILED:
+            tell, event = log.warning, "job.failed"
+        case State.CANCELLED:
+            tell, event = log.info, "job.cancelled"
+        case _ if end.gives_back:
+            tell, event = log.info, "job.released"
+        case _:
+            tell, event = log.warning, "job.retry_scheduled"
+    tell(event, duration_s=round(run_s, 4), **facts)

@@ -78,7 +78,6 @@ class Workers:
         settings: Settings,
     ) -> None:
         self._ran: defaultdict[tuple[str, State], list[float]] = defaultdict(list)  # seconds, for the metrics
-        self._tells = settings.log.level in ("debug", "info")  # a line that nobody sees costs 2 us
         self._queue = queue
         self._db = db
         self._scheduler = scheduler
@@ -95,7 +94,9 @@ class Workers:
         self._idle: list[asyncio.Future[None]] = []
         self._waking = False
         self._born = 0  # slots promised to births and claims at sight in flight
-        self.flusher = Flusher(self, queue, db, scheduler, lease, changes)
+        self.flusher = Flusher(
+            self, queue, db, scheduler, lease, changes, tells=settings.log.level in ("debug", "info")
+        )
         self._empty = asyncio.Event()
         self._cancels = asyncio.Event()
         self._progress: dict[int, Mapping[str, Any]] = {}
@@ -309,40 +310,13 @@ class Workers:
         if ended is None:
             self.flusher.wake()  # for the slot
         else:
-            self.flusher.end(ended, job)
+            self.flusher.end(ended, job, run_s)
             self._ran[job.kind, ended.state].append(run_s)
-            if self._tells or ended.state is State.FAILED:
-                self._tell(job, ended, run_s)
         self._tell_if_empty()
 
     def _tell_if_empty(self) -> None:
         if self.draining and not self.running and not self._born:
             self._empty.set()
-
-    def _tell(self, job: ClaimedJob, ended: Ended, run_s: float) -> None:
-        """The canonical line of one attempt."""
-        facts: dict[str, Any] = {
-            "job_id": job.id,
-            "kind": job.kind,
-            "user_id": job.user_id,
-            "attempt": job.attempt,
-        }
-        if ended.error_text is not None:
-            facts["error"] = ended.error_text
-        if ended.delay_s:
-            facts["delay_s"] = round(ended.delay_s, 3)
-        match ended.state:
-            case State.COMPLETED:
-                tell, event = log.info, "job.completed"
-            case State.FAILED:
-                tell, event = log.warning, "job.failed"
-            case State.CANCELLED:
-                tell, event = log.info, "job.cancelled"
-            case _ if ended.gives_back:
-                tell, event = log.info, "job.released"
-            case _:
-                tell, event = log.warning, "job.retry_scheduled"
-        tell(event, duration_s=round(run_s, 4), **facts)
 
     # -- watching over what runs ----------------------------------------------------------------------
 
@@ -446,7 +420,7 @@ class Workers:
                     id=row["id"], fence=row["fence"], kind=row["kind"], user_id=row["user_id"],
                     attempt=row["attempt"], max_attempts=row["max_attempts"], input_text="{}",
                 )  # fmt: skip
-                self.flusher.end(outcomes.interrupted(job), job)
+                self.flusher.end(outcomes.interrupted(job), job, 0.0)
                 log.warning("job.adopted", job_id=job.id, kind=job.kind)
 
     async def run_cancels(self) -> None:

@@ -170,7 +170,14 @@ union all
 select
     null, null, null, null, null, null,
     json_build_object(
-        'lost', (select coalesce(json_agg(e.fence), '[]') from ended as e where e.fence not in (select m.ended_fence from moved as m)),
+        'lost', (
+            select coalesce(json_agg(e.fence), '[]')
+            from ended as e
+            where
+                e.fence not in (select m.ended_fence from moved as m)
+                -- Written before, by a flush whose answer was lost: a fence is one attempt's alone.
+                and not exists (select from listingd.job_states as s where s.fence = e.fence and s.state = e.state)
+        ),
         'ready', (
             select coalesce(json_agg(json_build_array(x.fence, x.kind, x.user_id, x.priority, x.wait_s)), '[]')
             from (
@@ -209,7 +216,8 @@ from listingd.fan_out($1, $2, $3::jsonb)
 
 -- name: read_ready
 -- Rows above a fence or in the holes, whatever their state (the scheduler must see each fence once to know that it
--- is no hole), in groups of what is alike: fences, kind, user_id, priority, wait_s (null without run_at), age_s,
+-- is no hole), in groups of what is alike: fences, kind, user_id, priority, wait_s (null without run_at; by the clock,
+-- as the reader counts from the answer and not from the statement's beginning), age_s,
 -- pending. The last row holds the fences that are not pending, and the horizon of the very snapshot that saw all this:
 -- oldest = the lowest transaction still running, following = the first not begun.
 -- $1 fence to start after, $2 holes bigint[], $3 limit
@@ -228,7 +236,7 @@ with seen as (
 )
 select
     array_agg(s.fence order by s.fence) as fences, s.kind, s.user_id, s.priority,
-    extract(epoch from s.run_at - now())::float8 as wait_s, 0::float8 as age_s, true as pending,
+    extract(epoch from s.run_at - clock_timestamp())::float8 as wait_s, 0::float8 as age_s, true as pending,
     null::bigint as oldest, null::bigint as following
 from seen as s
 where s.state = 'pending'
@@ -283,7 +291,7 @@ claimed as (
     returning s.fence, s.id, s.attempt, s.max_attempts, s.parent_id
 )
 select
-    f.fence, f.kind, f.user_id, f.priority, extract(epoch from f.run_at - now())::float8 as wait_s,
+    f.fence, f.kind, f.user_id, f.priority, extract(epoch from f.run_at - clock_timestamp())::float8 as wait_s,
     f.state = 'pending' as pending, c.id, c.attempt, c.max_attempts, j.input::text as input_text, j.project_id,
     c.parent_id, j.slot
 from fresh as f
@@ -340,7 +348,7 @@ group by s.kind, s.user_id, s.priority, s.born
 -- nulls. $5 limit
 select
     array[s.fence] as fences, s.kind, s.user_id, s.priority,
-    extract(epoch from s.run_at - now())::float8 as wait_s,
+    extract(epoch from s.run_at - clock_timestamp())::float8 as wait_s,
     extract(epoch from now() - s.run_at)::float8 as age_s,
     true as pending, s.run_at
 from listingd.job_states as s
