@@ -32,13 +32,12 @@ from daemon.scheduler import FenceCursor, Horizon, Scheduler
 
 READ_SIZE = 10_000
 PIECE = 2000
-"""Rows of a backlog that are read at a time: the loop is held for as long as it takes to add them."""
-WALK_PAUSE_S = 0.05
-"""Between two pieces while there is plenty to run: a backlog of 200 000 is known after 7 s then instead of 1, and the
-jobs at its head start as if it were short."""
-SECOND_PAUSES = 9
-"""The second read of a start pauses so many times as long as its statements take. It rarely finds anything, and it looks
-at every row there is: what runs meanwhile must not feel it."""
+"""Jobs of a backlog that are read at a time: the loop is held for as long as it takes to add them."""
+STRETCH = 50_000
+"""Fences that are looked through at a time for so many jobs; most may have ended, or be others' to run."""
+PAUSES = 9
+"""A walk through the backlog pauses so many times as long as a piece of it took, unless less than a piece is ready: the
+jobs at its head run as if it were short."""
 CLAIM_AT_SIGHT = 32
 """So many new jobs at most are claimed by the statement that finds them; more go through the scheduler."""
 HORIZON_S = 30.0
@@ -94,6 +93,7 @@ class Feeder:
         self._pool = pool
         self._wanted = asyncio.Event()
         self._timed = asyncio.Event()  # the next timer may be another one
+        self._low = asyncio.Event()  # a walk shall go on
         self._behind = asyncio.Event()  # there is something to do besides looking
         self._claimed = asyncio.Event()  # a claim may not be on the disk yet
         self.has_looked = asyncio.Event()  # once what waited at the start is with the scheduler
@@ -112,6 +112,11 @@ class Feeder:
     def look(self) -> None:
         """Something is ready, or may be."""
         self._wanted.set()
+
+    def count_ready(self) -> None:
+        """Jobs were taken: is enough left that is known?"""
+        if self._scheduler.ready < PIECE:
+            self._low.set()
 
     def doubt(self, fence: int) -> None:
         """A claim came back empty: read that row again before forgetting it."""
@@ -273,14 +278,18 @@ class Feeder:
 
     async def _run_walks(self, fence: int | None) -> None:
         _, last, _ = self._start_at
+        loop = asyncio.get_running_loop()
         while fence is not None:
+            began = loop.time()
             fence = await self._read_backlog(fence, last)
+            self._low.clear()
             if self._scheduler.ready >= PIECE:
-                await asyncio.sleep(WALK_PAUSE_S)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(PAUSES * (loop.time() - began)):
+                        await self._low.wait()
         self._walked = True
         await self._read_due()
         self.has_looked.set()
-        loop = asyncio.get_running_loop()
         poll_at = loop.time() + self._poll_s
         while True:
             with suppress(TimeoutError):
@@ -301,10 +310,12 @@ class Feeder:
 
     async def _read_backlog(self, fence: int, last: int, oldest: int | None = None) -> int | None:
         """A piece of what is pending without run_at, `fence` to `last`; where to read on, None at the end."""
-        kinds = list(self._scheduler.kinds)
-        groups, highest = await self._queue.read_backlog(fence, last, kinds, oldest, PIECE)
+        until = min(fence + STRETCH - 1, last)
+        groups = await self._queue.read_backlog(fence, until, list(self._scheduler.kinds), oldest, PIECE)
         self._add_all(groups)
-        return None if highest is None or highest >= last else highest + 1
+        if sum(len(group.fences) for group in groups) == PIECE:
+            until = max(group.fences[-1] for group in groups)
+        return None if until >= last else until + 1
 
     async def _run_second_read(self) -> None:
         """What was written, at or below the last fence of the start, by transactions that were open then."""
@@ -318,7 +329,7 @@ class Feeder:
             fence = await self._read_backlog(fence, last, oldest)
             if self._scheduler.spilled() is not None:
                 self._behind.set()
-            await asyncio.sleep(SECOND_PAUSES * (loop.time() - began))
+            await asyncio.sleep(PAUSES * (loop.time() - began))
         self._is_read_twice = True
 
     async def _refill(self) -> None:

@@ -201,6 +201,8 @@ class Flusher:
         ends[:], self._ended = self._ended[: self._most], self._ended[self._most :]
         slots = min(self._pool.claimable(), self._most)
         claims = self._scheduler.take(slots) if slots > 0 else []
+        if self.feeder is not None:
+            self.feeder.count_ready()
         if self._scheduler.spilled() is not None:
             self.look()
         if not ends and not claims:

@@ -546,12 +546,12 @@ class Queue:
 
     async def read_backlog(
         self, fence: int, last: int, kinds: Sequence[str], oldest: int | None, limit: int
-    ) -> tuple[list[ReadyGroup], int | None]:
-        """Of the first `limit` jobs from a fence to another those that are pending without run_at, and the fence of
-        the last one looked at, None without one. oldest: only what this transaction or a later one has written.
+    ) -> list[ReadyGroup]:
+        """The first `limit` pending jobs without run_at from a fence to another. oldest: only what this transaction
+        or a later one has written.
         """
         rows = await self._db.fetch("read_backlog", fence, last, kinds, oldest, limit)
-        return [ReadyGroup._make(row[:7]) for row in rows[:-1]], rows[-1]["highest"]
+        return [ReadyGroup._make(row) for row in rows]
 
     async def read_user_pending(self, user_id: str, fence: int, limit: int) -> list[ReadyGroup]:
         """A user's first pending jobs without run_at from a fence on."""

@@ -300,31 +300,23 @@ left join listingd.jobs as j on j.id = c.id
 order by f.fence
 
 -- name: read_backlog
--- Of the first $5 rows from a fence on, those that are pending and have no run_at, for a start; groups as read_ready's.
--- Their age is that of their ids (UUIDv7: the first five bytes count 256 ms). The last row holds the highest fence
--- looked at. $1 first fence, $2 last fence, $3 kinds, $4 oldest transaction whose rows are wanted or null for all, $5 limit
-with seen as materialized (
-    select s.fence, s.state, s.kind, s.user_id, s.priority, s.run_at, s.id, s.xmin as written_by
-    from listingd.job_states as s
-    where s.fence between $1 and $2
-    order by s.fence
-    limit $5
-)
+-- Pending rows without run_at in a stretch of fences, for a start; groups as read_ready's. Their age is that of their
+-- ids (UUIDv7: the first five bytes count 256 ms).
+-- $1 first fence, $2 last fence, $3 kinds, $4 oldest transaction whose rows are wanted or null for all, $5 limit
 select
     array_agg(s.fence order by s.fence) as fences, s.kind, s.user_id, s.priority, null::float8 as wait_s,
     (extract(epoch from now()) - ('x' || encode(s.born, 'hex'))::bit(40)::bigint * 0.256)::float8 as age_s,
-    true as pending, null::bigint as highest
+    true as pending
 from (
     select s.fence, s.kind, s.user_id, s.priority, substring(uuid_send(s.id) for 5) as born
-    from seen as s
+    from listingd.job_states as s
     where
-        s.state = 'pending' and s.kind = any($3::text[]) and s.run_at is null
-        and ($4::bigint is null or age(s.written_by) <= age(($4 & 4294967295)::text::xid))
+        s.fence between $1 and $2 and s.state = 'pending' and s.kind = any($3::text[]) and s.run_at is null
+        and ($4::bigint is null or age(s.xmin) <= age(($4 & 4294967295)::text::xid))
+    order by s.fence
+    limit $5
 ) as s
 group by s.kind, s.user_id, s.priority, s.born
-union all
-select null, null, null, null, null, null, null, max(s.fence)
-from seen as s
 
 -- name: read_user_pending
 -- A user's pending rows from a fence on that have no run_at, when they were spilled; groups as read_backlog's.
@@ -489,10 +481,13 @@ set
     lease_until = now(),
     running = 0,
     stopped_at = case
-        when not exists (
-            select from listingd.job_states as s
+        when (  -- not by "exists", which drops the order: without it the planner reads the whole table
+            select s.fence
+            from listingd.job_states as s
             where s.fence >= w.low_fence and s.worker = w.id and s.state = 'processing'
-        ) then now()
+            order by s.fence
+            limit 1
+        ) is null then now()
     end
 where w.id = $1 and w.stopped_at is null
 

@@ -362,6 +362,52 @@ async def test_a_backlog_is_taken_up_piece_by_piece(site: Site, monkeypatch: pyt
     assert mine <= fences[0]
 
 
+async def test_a_backlog_among_jobs_run_elsewhere_is_found_stretch_by_stretch(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeder_module, "PIECE", 3)
+    monkeypatch.setattr(feeder_module, "STRETCH", 10)
+    monkeypatch.setattr(feeder_module, "LOOK_BACK", 0)
+    await enqueue(site, 25, kind="image")
+    own = await enqueue(site, 7)
+    await enqueue(site, 12, kind="image")
+    own += await enqueue(site, 1)
+
+    async with restarted(site) as scheduler:
+        await eventually(lambda: set(own) == set(scheduler.known))
+
+
+async def test_a_walk_that_pauses_goes_on_when_little_is_left(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pause is there for what runs: it must not keep the slots empty."""
+    monkeypatch.setattr(feeder_module, "PIECE", 4)
+    monkeypatch.setattr(feeder_module, "LOOK_BACK", 0)
+    monkeypatch.setattr(feeder_module, "PAUSES", 1_000_000)  # for ever
+    own = await enqueue(site, 16)
+
+    async with starting(site) as (scheduler, feeder):
+        await eventually(lambda: 8 == scheduler.ready)
+        scheduler.take(5)
+        feeder.count_ready()
+
+        await eventually(lambda: set(own[:12]) == set(scheduler.known))
+        assert not feeder._walked
+
+
+@asynccontextmanager
+async def starting(site: Site) -> AsyncIterator[tuple[Scheduler, Feeder]]:
+    """A daemon that is taking up its start."""
+    scheduler = Scheduler(["ping", "pack"])
+    feeder = Feeder(site.queue, scheduler, poll_s=60.0, on_ready=lambda: None)
+    running = asyncio.create_task(feeder.run())
+    try:
+        yield scheduler, feeder
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_many_jobs_due_at_one_moment_are_all_held(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next piece begins after the last job, not after its run_at."""
     monkeypatch.setattr(feeder_module, "PIECE", 2)

@@ -127,7 +127,7 @@ FLUSHER: dict[str, tuple[Arguments, int]] = {
 }  # fmt: skip
 DAEMON: dict[str, tuple[Arguments, int]] = {
     "read_ready": (lambda q: [q.mark + 1000, q.pending[:50], 500], 1000),
-    "read_backlog": (lambda q: [q.mark, q.mark + 10_000, ["image"], None, 500], 600),
+    "read_backlog": (lambda q: [q.mark, q.mark + 10_000, ["image"], None, 500], 3000),  # every fifth is one
     "read_user_pending": (lambda q: [USER, q.mark, 5], 3000),  # every 500th is theirs
     "find_foreign": (lambda q: [q.mark, q.mark + 500, ["image"]], 600),
     "read_due": (lambda q: [None, 7200.0, None, None, 500], 600),
@@ -138,6 +138,7 @@ DAEMON: dict[str, tuple[Arguments, int]] = {
     "read_cancels": (lambda q: [q.running, q.worker], 600),
     # After a lost answer only: what became ready since this worker's oldest job.
     "read_own_claims": (lambda q: [q.worker, q.running[-20], 0.0], PENDING + 1000),
+    "stop_worker": (lambda q: [q.worker], 1000),  # up to the first job in its hands
     "expire_jobs": (lambda q: [500], 1200),
     "cancel_job": (lambda q: [q.due_pending, None], 30),
     "retry_job": (lambda q: [q.failed, None], 30),
@@ -236,7 +237,6 @@ async def test_a_deep_page_costs_no_more_than_the_first(queue: Queue, connection
 
 async def test_rescue_reads_from_the_dead_workers_mark(queue: Queue, connection: asyncpg.Connection) -> None:
     """The low mark of a worker that held its jobs at the head of the queue: not the finished ones behind it."""
-    await connection.fetchrow(SQL["set_flusher"])
     transaction = connection.transaction()
     await transaction.start()
     try:
