@@ -288,7 +288,11 @@ class Flusher:
         for end, job, run_s in written:
             if end.fence in lost:
                 metrics.JOBS_LOST.inc()
-                log.warning("job.lost", job_id=job.id, kind=job.kind, attempt=job.attempt, what="end")
+                # Or written before, by a flush whose answer never came: how it ended is told in any case.
+                log.warning(
+                    "job.lost", job_id=job.id, kind=job.kind, attempt=job.attempt, what="end", state=end.state,
+                    duration_s=round(run_s, 4),
+                )  # fmt: skip
             elif self._tells or end.state is State.FAILED:
                 _tell(end, job, run_s)
 

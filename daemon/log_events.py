@@ -80,7 +80,9 @@ EVENTS: dict[str, Event] = {
         "error", "after_s stack", "A handler swallowed its cancellation; its slot was taken."
     ),
     "job.rescued": _event("warning", "count from_worker state", "Jobs of a dead worker were taken over."),
-    "job.lost": _event("warning", "what", "A write found the fence raised: the attempt is no longer ours."),
+    "job.lost": _event(
+        "warning", "what state duration_s", "A write found the fence raised: the attempt is no longer ours."
+    ),
     "job.unreadable": _event("error", "error", "A stored input cannot be decoded; the job fails alone."),
     "job.crashed": _event("error", "error", "A handler raised what it should not: a bug."),
     "job.adopted": _event("warning", "", "A claim whose answer was lost was found and handed back."),

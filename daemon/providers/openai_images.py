@@ -147,7 +147,8 @@ class OpenAIImages:
     def _build(self) -> AsyncOpenAI:
         from openai import AsyncOpenAI
 
-        http = open_client(self._max_answer_bytes, concurrency=self._concurrency)
+        # One connection more than pictures: the question about models must not wait for one of them.
+        http = open_client(self._max_answer_bytes, concurrency=self._concurrency + 1)
         return AsyncOpenAI(api_key=self._api_key, base_url=self._base_url, max_retries=0, http_client=http)
 
     def _wished(self, request: PaintRequest) -> tuple[str, str]:

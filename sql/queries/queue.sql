@@ -170,14 +170,7 @@ union all
 select
     null, null, null, null, null, null,
     json_build_object(
-        'lost', (
-            select coalesce(json_agg(e.fence), '[]')
-            from ended as e
-            where
-                e.fence not in (select m.ended_fence from moved as m)
-                -- Written before, by a flush whose answer was lost: a fence is one attempt's alone.
-                and not exists (select from listingd.job_states as s where s.fence = e.fence and s.state = e.state)
-        ),
+        'lost', (select coalesce(json_agg(e.fence), '[]') from ended as e where e.fence not in (select m.ended_fence from moved as m)),
         'ready', (
             select coalesce(json_agg(json_build_array(x.fence, x.kind, x.user_id, x.priority, x.wait_s)), '[]')
             from (

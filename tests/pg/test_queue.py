@@ -121,19 +121,6 @@ async def test_a_final_state_never_changes(desk: Desk) -> None:
     assert "completed" == (await desk.row(job_id))["state"]
 
 
-async def test_an_end_written_again_is_not_lost(desk: Desk) -> None:
-    """The answer to the first flush never came: its line in the log is still due."""
-    job_id, fence = await desk.claim()
-    ended = Ended(fence, State.COMPLETED, "1")
-    await desk.flush(ended)
-    before = await desk.row(job_id)
-
-    again = await desk.flush(ended)
-
-    assert [] == again.lost
-    assert before == await desk.row(job_id)
-
-
 async def test_a_stale_worker_writes_nothing(desk: Desk) -> None:
     """P5: progress, assets, documents and the end of an attempt that was taken over."""
     stale = await desk.start_worker(lease_s=0.0)

@@ -132,13 +132,19 @@ async def test_a_frozen_daemon_that_wakes_up_writes_nothing(sql: asyncpg.Pool, d
     assert 2 == runs, "it came back as a new run"
 
 
+async def _has_begun(sql: asyncpg.Pool, job: UUID) -> bool:
+    """Its handler runs: a claim alone may still be on its way to the daemon, and a stop hands it back."""
+    row = await read(sql, job)
+    return row["progress"] is not None or row["state"] == "completed"
+
+
 async def test_sigterm_hands_back_what_does_not_end_in_time(sql: asyncpg.Pool, daemon: MakeDaemon) -> None:
     """P8: exit 0 within soft + hard + 2 s; no attempt is spent, and what ends in time is kept."""
-    one = await daemon("one", workers__soft_stop_s=1.5, workers__hard_stop_s=1).start()
-    short = [await enqueue(sql, 1) for _ in range(5)]
+    one = await daemon("one", workers__soft_stop_s=4, workers__hard_stop_s=1).start()
+    short = [await enqueue(sql, 2) for _ in range(5)]
     long = [await enqueue(sql, 60) for _ in range(5)]
     for job in short + long:
-        await wait_for_state(sql, job, "processing")
+        await eventually(lambda job=job: _has_begun(sql, job))
 
     began = time.monotonic()
     one.send(signal.SIGTERM)
@@ -147,7 +153,7 @@ async def test_sigterm_hands_back_what_does_not_end_in_time(sql: asyncpg.Pool, d
     code = await one.wait(20)
 
     assert 0 == code
-    assert time.monotonic() - began < 1.5 + 1 + 2 + 3, "three seconds are for a busy machine"
+    assert time.monotonic() - began < 4 + 1 + 2 + 3, "three seconds are for a busy machine"
     assert {"completed"} == {(await read(sql, job))["state"] for job in short}
     for job in long:
         row = await read(sql, job)
