@@ -143,7 +143,7 @@ def settings(settings: Settings) -> Settings:
     return settings.model_copy(
         update={
             "fetch": settings.fetch.model_copy(update={"allowed_private_networks": ("127.0.0.0/8",)}),
-            "webhooks": settings.webhooks.model_copy(update={"timeout_s": 0.3}),
+            "webhooks": settings.webhooks.model_copy(update={"timeout_s": 1.5}),
         }
     )
 

@@ -62,7 +62,9 @@ class ReceivedFile:
 
 @dataclass(slots=True)
 class Call:
-    """One request as the server saw it. cost_usd: what it billed; answered: the last byte was sent."""
+    """One request as the server saw it. cost_usd: what it billed; ended_s: the answer was made, or sent where it is
+    sent piece by piece; answered: the last byte was sent.
+    """
 
     number: int
     method: str
@@ -211,7 +213,8 @@ class ProtocolServer:
         try:
             yield
         finally:
-            self.journal.end(call)
+            if not call.ended_s:
+                self.journal.end(call)
 
     async def serve(self, request: web.Request, *, work: Any) -> web.StreamResponse:
         """One call: journal it, read it by `work(request, call)`, send its answer or the scripted fault."""
@@ -272,6 +275,9 @@ class ProtocolServer:
         pieces = answer.pieces if fault.body is None else None
         if not (pieces or fault.huge_bytes):
             response.content_length = len(body)
+            self.journal.end(
+                call
+            )  # now: a client that has read the answer may call again before we come back
         try:
             await response.prepare(request)
             await self._write(response, call, body, pieces, fault)

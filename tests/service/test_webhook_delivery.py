@@ -62,7 +62,7 @@ async def call(settings: Settings, database: str) -> AsyncIterator[Call]:
     own = settings.model_copy(
         update={
             "database_url": SecretStr(database), "http": Http(port=0), "poll_s": 0.5,
-            "fetch": Fetch(allowed_private_networks=("127.0.0.0/8",)), "webhooks": Webhooks(timeout_s=0.5),
+            "fetch": Fetch(allowed_private_networks=("127.0.0.0/8",)), "webhooks": Webhooks(timeout_s=1.5),
         }
     )  # fmt: skip
     async with run_service(own) as service, aiohttp.ClientSession() as client:
