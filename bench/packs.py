@@ -30,6 +30,7 @@ import asyncpg
 from bench.processes import cpu_s
 from tests.fleet import Daemon, Server, find_port
 from tests.shop import PACK_CALLS, PRODUCT, Shop, finish, key_of, open_shop_client, order_pack, upload
+from tests.support import eventually
 from tests.work.products import photo
 
 MOMENTS = ("arrived", "answered", "later")
@@ -133,6 +134,7 @@ class Killer:
             pack_id = await order_pack(client, self._photo, user_id=user_id, size_px=1000)
             await self._wait_for(played, bases)
         self._daemon.kill()
+        await eventually(self._has_no_session)  # the server ends what the dead process had sent
         seen = self._calls_since(bases)
         done = await self._sql.fetch(
             "select request_id from listingd.steps where user_id = $1 and state = 'done'", user_id
@@ -145,6 +147,12 @@ class Killer:
         async with open_shop_client(self._daemon) as client:
             job = await finish(client, pack_id)
         return await self._judge(played, job, user_id, bases, seen, {row["request_id"] for row in done})
+
+    async def _has_no_session(self) -> bool:
+        return not await self._sql.fetchval(
+            "select exists (select from pg_stat_activity where datname = current_database()"
+            " and application_name like 'listingd%')"
+        )
 
     async def _wait_for(self, played: Round, bases: list[int]) -> None:
         """Until the chosen moment: the first call is the cut-out, the others are pictures, all at once."""
