@@ -143,10 +143,12 @@ async def shop_service(
     for name, value in flat.items():
         group, _, field = name.rpartition("__")
         (nested.setdefault(group, {}) if group else nested)[field] = value
+    calls = len(shop.openai.journal.calls)
     async with (
         run_service(Settings.model_validate(nested)) as service,
         open_client(ServiceAddress(service.url, KEY)) as client,
     ):
+        await shop.openai.journal.until(calls + 1)  # which models there are: it must not take a scripted fault
         yield service, client
 
 

@@ -133,7 +133,6 @@ async def test_a_job_that_waits_for_its_lane_holds_no_slot(database: str, tmp_pa
     limits = {"openai__concurrency": 1, "workers__concurrency": 2}
     async with shop_service(shop, database, tmp_path, **limits) as (_, client):
         upload_id = await cut_out_once(client)
-        await shop.openai.journal.until(1)  # the list of models
         shop.openai.latency_s = 600
         for number in range(6):
             await order(client, upload_id, number)
