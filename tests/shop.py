@@ -148,7 +148,9 @@ async def shop_service(
         run_service(Settings.model_validate(nested)) as service,
         open_client(ServiceAddress(service.url, KEY)) as client,
     ):
-        await shop.openai.journal.until(calls + 1)  # which models there are: it must not take a scripted fault
+        await shop.openai.journal.until(
+            calls + 1
+        )  # which models there are: it must not take a scripted fault
         yield service, client
 
 
