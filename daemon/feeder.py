@@ -36,8 +36,8 @@ PIECE = 2000
 STRETCH = 50_000
 """Fences that are looked through at a time for so many jobs; most may have ended, or be others' to run."""
 PAUSES = 9
-"""A walk through the backlog pauses so many times as long as a piece of it took, unless less than a piece is ready: the
-jobs at its head run as if it were short."""
+"""A walk through the backlog pauses so many times as long as a piece of it took, the first one only while a piece or more
+is ready: the jobs at its head run as if it were short. The second rarely finds anything and always pauses."""
 CLAIM_AT_SIGHT = 32
 """So many new jobs at most are claimed by the statement that finds them; more go through the scheduler."""
 HORIZON_S = 30.0

@@ -148,9 +148,8 @@ async def shop_service(
         run_service(Settings.model_validate(nested)) as service,
         open_client(ServiceAddress(service.url, KEY)) as client,
     ):
-        await shop.openai.journal.until(
-            calls + 1
-        )  # which models there are: it must not take a scripted fault
+        async with asyncio.timeout(60):  # the question about models must not take a scripted fault
+            await shop.openai.journal.until(calls + 1)
         yield service, client
 
 

@@ -474,13 +474,10 @@ set
     lease_until = now(),
     running = 0,
     stopped_at = case
-        when (  -- not by "exists", which drops the order: without it the planner reads the whole table
-            select s.fence
-            from listingd.job_states as s
+        when not exists (
+            select from listingd.job_states as s
             where s.fence >= w.low_fence and s.worker = w.id and s.state = 'processing'
-            order by s.fence
-            limit 1
-        ) is null then now()
+        ) then now()
     end
 where w.id = $1 and w.stopped_at is null
 

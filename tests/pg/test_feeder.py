@@ -84,14 +84,23 @@ async def site(db: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[S
 
 
 @asynccontextmanager
-async def restarted(site: Site) -> AsyncIterator[Scheduler]:
-    """What a daemon that starts now holds: it knows the mark and nothing else."""
+async def starting(site: Site, poll_s: float = 60.0) -> AsyncIterator[tuple[Scheduler, Feeder]]:
+    """A daemon that starts now: it knows the mark and nothing else."""
     scheduler = Scheduler(["ping", "pack"])
-    feeder = Feeder(site.queue, scheduler, poll_s=0.02, on_ready=lambda: None)
+    feeder = Feeder(site.queue, scheduler, poll_s=poll_s, on_ready=lambda: None)
     running = asyncio.create_task(feeder.run())
-    yield scheduler
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    try:
+        yield scheduler, feeder
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+@asynccontextmanager
+async def restarted(site: Site) -> AsyncIterator[Scheduler]:
+    """What such a daemon holds."""
+    async with starting(site, poll_s=0.02) as (scheduler, _):
+        yield scheduler
 
 
 async def requeue(site: Site, job: UUID, fence: int) -> None:
@@ -393,19 +402,6 @@ async def test_a_walk_that_pauses_goes_on_when_little_is_left(
 
         await eventually(lambda: set(own[:12]) == set(scheduler.known))
         assert not feeder._walked
-
-
-@asynccontextmanager
-async def starting(site: Site) -> AsyncIterator[tuple[Scheduler, Feeder]]:
-    """A daemon that is taking up its start."""
-    scheduler = Scheduler(["ping", "pack"])
-    feeder = Feeder(site.queue, scheduler, poll_s=60.0, on_ready=lambda: None)
-    running = asyncio.create_task(feeder.run())
-    try:
-        yield scheduler, feeder
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_many_jobs_due_at_one_moment_are_all_held(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from tests.pg.seeding import seed_jobs
 
 JOBS, PENDING = 200_000, 50_000
 USER = "user-10"
+KINDS = ["image", "pack", "aplus", "ping", "webhook"]
 
 SQL = load_queries()
 
@@ -127,7 +128,7 @@ FLUSHER: dict[str, tuple[Arguments, int]] = {
 }  # fmt: skip
 DAEMON: dict[str, tuple[Arguments, int]] = {
     "read_ready": (lambda q: [q.mark + 1000, q.pending[:50], 500], 1000),
-    "read_backlog": (lambda q: [q.mark, q.mark + 10_000, ["image"], None, 500], 3000),  # every fifth is one
+    "read_backlog": (lambda q: [q.pending[0], q.mark + 10_000, KINDS, None, 500], 600),
     "read_user_pending": (lambda q: [USER, q.mark, 5], 3000),  # every 500th is theirs
     "find_foreign": (lambda q: [q.mark, q.mark + 500, ["image"]], 600),
     "read_due": (lambda q: [None, 7200.0, None, None, 500], 600),

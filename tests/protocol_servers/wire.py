@@ -275,9 +275,8 @@ class ProtocolServer:
         pieces = answer.pieces if fault.body is None else None
         if not (pieces or fault.huge_bytes):
             response.content_length = len(body)
-            self.journal.end(
-                call
-            )  # now: a client that has read the answer may call again before we come back
+            # Now: a client that has read the answer may call again before we come back.
+            self.journal.end(call)
         try:
             await response.prepare(request)
             await self._write(response, call, body, pieces, fault)
