@@ -8,7 +8,7 @@ Amazon's checks is not delivered.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,13 @@ from daemon.imaging.cutout import MaskVerdict, judge_mask
 from daemon.imaging.detail import crop_detail
 from daemon.imaging.dimensions import Measures, draw_dimensions
 from daemon.imaging.drawings import MAX_BOX_ITEMS, MAX_CALLOUTS, draw_sheet
-from daemon.imaging.measure import measure
+from daemon.imaging.measure import measure, measure_backdrop
 from daemon.payloads import ImageInput, PhotoRef
 
 STAGES = ("photo", "paint", "draw", "check", "save")
 _MAX_ENLARGEMENT = 2.0  # beyond this a product looks soft in the zoom
+_MAX_BACKDROP_EDGES = 0.02  # share of the area; an empty backdrop has a third of it at most
+_MIN_BACKDROP_LIGHTNESS = 60.0  # L: below it the sheet's dark text cannot be read
 _verdicts: Recent[MaskVerdict] = Recent(256)
 
 
@@ -83,7 +85,7 @@ async def make_image(ctx: JobContext) -> dict[str, Any]:
     drawn = await ctx.in_thread(_draw, wanted, cutout, painted, words)
     _report(ctx, "check")
     provider, model = (painted.provider, painted.model) if painted else (cutout.provider, cutout.model)
-    generated = painted is not None and painted.generated
+    generated = drawn.made is provenance.Made.PAINTED_AROUND
     encoded = await ctx.in_thread(_encode, wanted, drawn, provider=provider, model=model, generated=generated)
     _require_passed(wanted.slot, encoded.checks)
     _report(ctx, "save")
@@ -143,7 +145,18 @@ def _draw(wanted: ImageInput, cutout: Cutout, painted: Painted | None, words: Wo
         surroundings = fit_frame(Image.fromarray(_decode_painted(painted)), size_px, size_px)
         made = provenance.Made.PAINTED_AROUND if painted.generated else provenance.Made.DRAWN
         if wanted.slot == "infographic":
-            return _draw_words(wanted, product, surroundings, words, made, painted.derived)
+            edges, lightness = measure_backdrop(surroundings)
+            if edges <= _MAX_BACKDROP_EDGES and lightness >= _MIN_BACKDROP_LIGHTNESS:
+                return _draw_words(wanted, product, surroundings, words, made, painted.derived)
+            sheet = _draw_words(
+                wanted,
+                product,
+                _sweep(wanted, product),
+                words,
+                provenance.Made.DRAWN,
+                "backdrop drawn by code",
+            )
+            return replace(sheet, checks=(*sheet.checks, _tell_backdrop(edges, lightness)))
         return Drawn(surroundings, made, derived=painted.derived)
     if wanted.slot == "main":
         picture = place_on_white(product, size_px)
@@ -162,7 +175,7 @@ def _draw(wanted: ImageInput, cutout: Cutout, painted: Painted | None, words: Wo
         return Drawn(
             fit_frame(picture, size_px, size_px), provenance.Made.DRAWN, derived="the seller's second photo"
         )
-    backdrop = to_image(scenes.paint_sweep(palette_of(trim(product), wishes), size_px, size_px))
+    backdrop = _sweep(wanted, product)
     if wanted.slot == "in_the_box":
         return _draw_words(wanted, product, backdrop, words, provenance.Made.DRAWN, "")
     given = wanted.product.dimensions
@@ -170,6 +183,12 @@ def _draw(wanted: ImageInput, cutout: Cutout, painted: Painted | None, words: Wo
     measures = Measures(given.length, given.width, given.height, given.unit)
     drawing = draw_dimensions(product, backdrop, measures, wishes=wishes)
     return Drawn(drawing.picture, provenance.Made.DRAWN)
+
+
+def _sweep(wanted: ImageInput, product: Image.Image) -> Image.Image:
+    """An empty backdrop in the product's own colours."""
+    palette = palette_of(trim(product), wanted.style.palette)
+    return to_image(scenes.paint_sweep(palette, wanted.size_px, wanted.size_px))
 
 
 def _draw_words(
@@ -203,6 +222,15 @@ def _check_enlargement(product: Image.Image, size_px: int) -> Check:
         "The photo is small: the product looks soft in the zoom." if soft else "The photo is large enough."
     )
     return Check("enlargement", "warn" if soft else "pass", round(factor, 2), _MAX_ENLARGEMENT, detail)
+
+
+def _tell_backdrop(edges: float, lightness: float) -> Check:
+    """Painters put the product, or a dark room, where an empty and light backdrop was asked for."""
+    said = "not empty" if edges > _MAX_BACKDROP_EDGES else f"too dark for text (L {lightness:.0f})"
+    return Check(
+        "painted_backdrop", "warn", round(edges, 3), _MAX_BACKDROP_EDGES,
+        f"The painted backdrop was {said}; one drawn by code takes its place. Retry the picture for another.",
+    )  # fmt: skip
 
 
 def _check_cropping(product: Image.Image) -> Check:

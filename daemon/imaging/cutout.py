@@ -16,12 +16,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from daemon.imaging import matte, segment
+from daemon.imaging import haze, matte, segment
 from daemon.imaging.codec import Picture, has_alpha
 
-VERSION = "3"  # part of the provider's fingerprint: raise it when the same photo may come out differently
+VERSION = "4"  # part of the provider's fingerprint: raise it when the same photo may come out differently
 _PLAIN_DIFFERENCE = 14.0  # Delta E that nobody overlooks
-_SEEN_DIFFERENCE = 5.0  # that a careful eye sees
 SURE = 0.7  # at least this confidence is delivered
 
 Mask = NDArray[np.bool_]
@@ -67,10 +66,10 @@ class _Sign:
 
 
 def cut_out(picture: Picture) -> OfflineCutout:
-    """The product of an RGB photo with its confidence; an RGBA picture is taken to be cut out already."""
+    """The product of an RGB photo with its confidence; an RGBA picture is taken to be cut out already, but for haze."""
     if has_alpha(picture):
         verdict = judge_mask(picture)
-        return OfflineCutout(picture, 1.0 if verdict.usable else 0.0, verdict.reasons)
+        return OfflineCutout(haze.take_off_haze(picture), 1.0 if verdict.usable else 0.0, verdict.reasons)
     found = segment.segment(picture)
     signs = sorted(_signs(found), key=lambda sign: sign.score)
     rgba = matte.cut_with_soft_edge(picture, found.flood)
@@ -111,7 +110,9 @@ def _signs(found: segment.Segments) -> Iterator[_Sign]:
     if fill < 0.01:
         yield _Sign(0.0, "No product stands out from the background.")
         return
-    yield _Sign(_grade(scene.unevenness, bad=9.0, good=4.0), "The background is not plain.")
+    yield _Sign(
+        _grade(scene.unevenness, bad=9.0, good=segment.PLAIN_UNEVENNESS), "The background is not plain."
+    )
     yield _Sign(_grade(fill, bad=0.88, good=0.75), "Next to no background was found.")
     both, either = mask & found.grabcut, mask | found.grabcut
     agreement = float(both.sum() / either.sum())
@@ -129,7 +130,7 @@ def _signs(found: segment.Segments) -> Iterator[_Sign]:
     )
     yield _Sign(_grade(_raggedness(mask), bad=0.5, good=0.25), "The edge that was found is ragged.")
     yield _Sign(
-        _grade(_sharp_shadow(found), bad=0.08, good=0.03),
+        _grade(segment.sharp_shadow(scene, mask, found.shadow), bad=0.08, good=segment.SHARP_SHADOW),
         "What seems to be a shadow has sharp edges: a part of the product may have been lost.",
     )
     yield _Sign(
@@ -171,21 +172,6 @@ def _raggedness(mask: Mask) -> float:
     """What smoothing changes, in pixels per pixel of outline."""
     smooth = cv2.medianBlur(mask.astype(np.uint8) * 255, 9) > 127
     return float((smooth ^ mask).sum()) / max(1, int(segment.outline(mask).sum()))
-
-
-def _sharp_shadow(found: segment.Segments) -> float:
-    """Sharp edges in and around what was taken off as shadow, away from the product, in px per px of outline."""
-    scene, mask = found.scene, found.flood
-    if not found.shadow.any():
-        return 0.0
-    near, wide = segment.contrast(scene, 5), segment.contrast(scene, 13)
-    limit = np.maximum(_SEEN_DIFFERENCE, 10 * scene.noise)
-    sharp = (near > 0.75 * wide) & (wide > limit)
-    where = cv2.dilate(found.shadow.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool)
-    where &= cv2.dilate(mask.astype(np.uint8), np.ones((17, 17), np.uint8)) == 0
-    lines = (sharp & where).astype(np.uint8)
-    # An edge lights up as a band that is five pixels wide.
-    return float(lines.sum()) / 5 / max(1, int(segment.outline(mask).sum()))
 
 
 def _left_out(found: segment.Segments) -> float:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 
+import cv2
 import numpy as np
 from PIL import Image, ImageCms
 
 from daemon.amazon.images import Measured
 from daemon.imaging import codec
+from daemon.imaging.compose import fit_frame, to_float
 
 BORDER_SHARE = 0.01  # the band along the edges that must be background, as a share of the shorter side
 # A JPEG rings by a step or two around a pale product's edge: that is not product. Whiteness of the border
 # is measured exactly, without this allowance.
 NOT_WHITE_BELOW = 250
+_BACKDROP_SIDE_PX = 256
+_EDGE_SLOPE = 1.5  # Delta E per px of the small copy
 
 
 def measure(data: bytes, *, generated: bool = False) -> Measured:
@@ -41,6 +45,18 @@ def measure(data: bytes, *, generated: bool = False) -> Measured:
         edges_touched=edges_touched,
         generated=generated,
     )
+
+
+def measure_backdrop(picture: Image.Image) -> tuple[float, float]:
+    """(share of the area in which something ends, L that nearly all of it exceeds).
+
+    The first is under 0.01 for an empty backdrop, however lit or grainy, and above 0.05 with a product in it.
+    """
+    small = fit_frame(picture, _BACKDROP_SIDE_PX, _BACKDROP_SIDE_PX)
+    lab = cv2.GaussianBlur(cv2.cvtColor(to_float(small), cv2.COLOR_RGB2LAB), (0, 0), 2)
+    slope = np.hypot(cv2.Scharr(lab, -1, 1, 0), cv2.Scharr(lab, -1, 0, 1)) / 32
+    edges = np.linalg.norm(slope, axis=2) > _EDGE_SLOPE
+    return float(edges.mean()), float(np.percentile(lab[..., 0], 5))
 
 
 def _measure_white(rgb: codec.Picture) -> tuple[float, float, int]:

@@ -33,6 +33,10 @@ SHARP_EDGE = 0.6  # at least this part of the contrast within 13 px lies within 
 MIN_OPENING_PX = 60  # smaller than this an opening looks just like a highlight: left as it is
 RIM_PX = 3  # how far blur and JPEG's ringing carry the product's colours outwards
 SLIVER_CONTRAST = 12.0  # Delta E: what only one method keeps must differ this much
+PLAIN_UNEVENNESS = 4.0  # Delta E between border and fitted surface: up to it a background is plain
+SEEN_DIFFERENCE = 5.0  # Delta E that a careful eye sees
+SHARP_SHADOW = 0.03  # px per px of outline: up to it a shadow is soft all over
+MAX_SHADOW = 0.25  # a "shadow" of more than this share of a mask may be a part of the product
 MIN_PART = 0.02  # parts smaller than this share of the largest are specks
 
 
@@ -105,6 +109,27 @@ def segment(picture: Picture) -> Segments:
     return Segments(scene, flood, grabcut, shadow, ambiguous, _weak_outline(edges, flood))
 
 
+def part_shadow(picture: Picture, mask: Mask) -> tuple[Mask, Mask]:
+    """(a mask of whatever maker without the product's shadow, that shadow), both at working size.
+
+    picture: RGB; mask: of its size. The shadow is empty wherever it might be a part of the product: on a
+    background that is not plain, where it has sharp edges, where much would be lost.
+    """
+    scene = look_at(picture)
+    scene = _see(scene.rgb, scene.lab, _reach(scene), scene.horizon)
+    height, width = scene.rgb.shape[:2]
+    whole = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) > 0.5
+    _, shadow = _take_off_shadow(scene, _find_edges(scene), whole)
+    shadow &= _keep_parts(whole)  # a strap or a wire is too thin to be judged
+    kept = np.asarray(whole & ~shadow)
+    is_doubtful = (
+        scene.unevenness > PLAIN_UNEVENNESS
+        or shadow.sum() > MAX_SHADOW * whole.sum()
+        or sharp_shadow(scene, kept, shadow) > SHARP_SHADOW
+    )
+    return (whole, np.zeros_like(whole)) if is_doubtful else (kept, shadow)
+
+
 def _slivers(scene: Scene, flood: Mask, grabcut: Mask) -> Mask:
     """What is thin and faint and only in the flood: a reflection's end, ringing between leaves. Anything
     broader may be a pale part: it stays, and the two methods are seen to disagree.
@@ -112,7 +137,7 @@ def _slivers(scene: Scene, flood: Mask, grabcut: Mask) -> Mask:
     near = cv2.dilate(grabcut.astype(np.uint8), _disc(2)).astype(bool)
     faint = np.asarray(flood & ~near & (scene.difference < SLIVER_CONTRAST), dtype=np.bool_)
     broad = cv2.morphologyEx(faint.astype(np.uint8), cv2.MORPH_OPEN, _disc(2)).astype(bool)
-    return np.asarray(faint & ~_connected_to(broad, faint))
+    return np.asarray(faint & ~connected_to(broad, faint))
 
 
 def look_at(picture: Picture) -> Scene:
@@ -155,7 +180,7 @@ def _reach(scene: Scene) -> Mask:
     passable = (np.abs(scene.darker) < limit) & (scene.tint < limit)
     if scene.horizon is not None:
         passable &= ~_crossing(scene.horizon, ~passable)
-    return _connected_to_frame(passable)
+    return connected_to_frame(passable)
 
 
 def _crossing(horizon: backdrop.Horizon, mask: Mask) -> Mask:
@@ -181,7 +206,7 @@ def _tighten(scene: Scene, mask: Mask) -> Mask:
     return mask & ~outside
 
 
-def _connected_to(known: Mask, passable: Mask) -> Mask:
+def connected_to(known: Mask, passable: Mask) -> Mask:
     """What of `known` and `passable` hangs together with `known`."""
     count, labels = cv2.connectedComponents((known | passable).astype(np.uint8), connectivity=4)
     reached = np.zeros(count, dtype=bool)
@@ -190,7 +215,8 @@ def _connected_to(known: Mask, passable: Mask) -> Mask:
     return np.asarray(reached[labels])
 
 
-def _connected_to_frame(passable: Mask) -> Mask:
+def connected_to_frame(passable: Mask) -> Mask:
+    """What of `passable` hangs together with the frame's edge."""
     count, labels = cv2.connectedComponents(passable.astype(np.uint8), connectivity=4)
     frame = np.concatenate((labels[0], labels[-1], labels[:, 0], labels[:, -1]))
     outside = np.zeros(count, dtype=bool)
@@ -257,7 +283,7 @@ def _enter_softly(scene: Scene, mask: Mask, like: Mask, slope: float) -> Mask:
         return np.zeros_like(mask)
     like = mask & like
     like[: rows[0] + (rows[-1] - rows[0]) // 2] = False
-    shadow = mask & _connected_to(~mask, like & (scene.slope < slope))
+    shadow = mask & connected_to(~mask, like & (scene.slope < slope))
     # Slopes are measured over a few pixels, so the flood stops short of the product's edge: creep up to it.
     soft = like & (scene.slope < 2 * slope)
     for _ in range(4 if shadow.any() else 0):
@@ -273,6 +299,20 @@ def _weak_outline(edges: _Edges, mask: Mask) -> float:
     rows = np.flatnonzero(mask.any(axis=1))
     low = np.nonzero(at)[0] > (rows[0] + rows[-1]) / 2
     return float((edges.faint[at] | (edges.soft[at] & low)).mean())
+
+
+def sharp_shadow(scene: Scene, mask: Mask, shadow: Mask) -> float:
+    """Sharp edges in and around what was taken off as shadow, away from the product, in px per px of outline."""
+    if not shadow.any():
+        return 0.0
+    near, wide = contrast(scene, 5), contrast(scene, 13)
+    limit = np.maximum(SEEN_DIFFERENCE, 10 * scene.noise)
+    sharp = (near > 0.75 * wide) & (wide > limit)
+    where = cv2.dilate(shadow.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool)
+    where &= cv2.dilate(mask.astype(np.uint8), np.ones((17, 17), np.uint8)) == 0
+    lines = (sharp & where).astype(np.uint8)
+    # An edge lights up as a band that is five pixels wide.
+    return float(lines.sum()) / 5 / max(1, int(outline(mask).sum()))
 
 
 def _find_edges(scene: Scene) -> _Edges:
@@ -302,7 +342,7 @@ def _open_holes(scene: Scene, mask: Mask) -> tuple[Mask, float]:
     An opening shows what the surface predicts for its place, with the background's own noise. On a
     background blown out to pure white a white label looks just the same: left in, and told.
     """
-    filled = ~_connected_to_frame(~mask)
+    filled = ~connected_to_frame(~mask)
     limit = np.clip(4 * scene.noise, 3.0, 6.0)
     like = filled & (np.abs(scene.darker) < limit) & (scene.tint < limit)
     like = cv2.morphologyEx(like.astype(np.uint8), cv2.MORPH_OPEN, _disc(2)).astype(bool)

@@ -224,8 +224,8 @@ class HttpCutout:
             answer = self._read_zip(body, paid)
         else:
             answer = read_picture(body, provider=self.name, paid=paid, fate=self._lost)
-        cutout, scaled = read_cutout(answer, photo, provider=self.name, paid=paid, fate=self._lost)
-        return body if body.startswith(_PNG_MAGIC) and not scaled else codec.encode_png(cutout)
+        cutout, differs = read_cutout(answer, photo, provider=self.name, paid=paid, fate=self._lost)
+        return body if body.startswith(_PNG_MAGIC) and not differs else codec.encode_png(cutout)
 
     def _read_zip(self, body: bytes, paid: Mapping[str, Any]) -> codec.Picture:
         """RGBA from color.jpg and alpha.png."""

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import json
 import math
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -47,7 +48,7 @@ class OpenAIServer(ProtocolServer):
 
     answer_with: "b64" or "url" for DALL·E-shaped requests; pictures behind URLs are served from `/files`.
     partial_wait_s: between streamed previews. images_per_minute: stated in headers, and enforced if
-    `enforce_rate`.
+    `enforce_rate`. obeys: paints no product where only the backdrop is asked for, unlike some models.
     """
 
     name = "openai"
@@ -61,6 +62,7 @@ class OpenAIServer(ProtocolServer):
         self.enforce_rate = False
         self.stream_error: dict[str, Any] | None = None
         self.size_sent: tuple[int, int] | None = None
+        self.obeys = True
         self.files: dict[str, bytes] = {}
         self._taken_s: list[float] = []
 
@@ -153,7 +155,8 @@ class OpenAIServer(ProtocolServer):
             + usage["output_tokens"] * _USD_PER_TOKEN["out"]
         )
         sent = self.size_sent or (width, height)
-        picture = await asyncio.to_thread(paint_scene, *sent, references[0] if references else None)
+        shown = references[0] if references and not self._wants_backdrop(fields) else None
+        picture = await asyncio.to_thread(paint_scene, *sent, shown)
         encoded = base64.b64encode(picture).decode()
         if streams:
             return self._stream(call, encoded, usage, partials, cost)
@@ -172,7 +175,8 @@ class OpenAIServer(ProtocolServer):
             raise Refusal(400, "string_above_max_length", "prompt")
         self._take()
         width, height = (int(side) for side in str(fields["size"]).split("x"))
-        picture = await asyncio.to_thread(paint_scene, width, height, references[0] if references else None)
+        shown = references[0] if references and not self._wants_backdrop(fields) else None
+        picture = await asyncio.to_thread(paint_scene, width, height, shown)
         if fields.get("response_format", "url") == "url" or self.answer_with == "url":
             self.files[f"{call.number}.png"] = picture
             item = {"url": f"{self.url}/files/{call.number}.png", "revised_prompt": "as asked"}
@@ -180,6 +184,9 @@ class OpenAIServer(ProtocolServer):
             item = {"b64_json": base64.b64encode(picture).decode(), "revised_prompt": "as asked"}
         body = {"created": 1, "data": [item]}
         return Answer(json.dumps(body).encode(), "application/json", cost_usd=_DALLE_USD)
+
+    def _wants_backdrop(self, fields: Mapping[str, Any]) -> bool:
+        return self.obeys and "only the backdrop" in " ".join(str(fields["prompt"]).split())
 
     def _stream(
         self, call: Call, encoded: str, usage: dict[str, Any], partials: int, cost: Decimal

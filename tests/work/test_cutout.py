@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from daemon.errors import Fate, InvalidInput, ProviderError
-from daemon.imaging import codec, cutout
+from daemon.imaging import codec, cutout, haze
 from daemon.providers.offline_cutout import OfflineCutout
+from tests.protocol_servers.pictures import cut_from_border
 from tests.work.product_scenes import (
     BACKDROPS,
     PRODUCTS,
@@ -265,6 +266,73 @@ def test_a_mask_that_can_be_no_product_is_unusable(alpha: NDArray[Any]) -> None:
 
 def test_a_picture_without_alpha_was_not_cut_out() -> None:
     assert not cutout.judge_mask(np.zeros((10, 10, 3), np.uint8)).usable
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("backdrop", BACKDROPS)
+def test_a_right_mask_of_a_service_stays_as_it_is(product: str, backdrop: str) -> None:
+    for seed in range(2):
+        scene = draw_scene(product, backdrop, seed)
+        given = np.dstack((scene.photo, (scene.truth * 255).astype(np.uint8)))
+
+        cleaned = haze.take_off_haze(haze.take_off_shadow(given, scene.photo))
+
+        # A pane as clear as its background counts for little; anything else stays to the pixel's share.
+        assert overlap(cleaned[..., 3] / np.float32(255), scene.truth) > 0.96
+
+
+def with_shadow(scene: Scene) -> codec.Picture:
+    """A service's answer whose mask is the product and whatever else differs from the border."""
+    given = np.asarray(cut_from_border(codec.encode_png(scene.photo))).copy()
+    given[..., 3] = np.maximum(given[..., 3], (scene.truth * 255).astype(np.uint8))
+    return given
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        shoot(vase(), paint=(40, 120, 130)),
+        shoot(vase(), paint=(200, 40, 40), shadow=0.6),
+        shoot(vase(handle=True), paint=(40, 120, 130), gradient=20),
+        draw_scene("mug", "plain", 4),
+        draw_scene("chair", "plain", 9),
+        draw_scene("plant", "plain", 9),
+    ],
+    ids=["vase", "deep", "gradient", "mug", "chair", "plant"],
+)
+def test_a_shadow_in_the_mask_of_a_service_is_taken_off(scene: Scene) -> None:
+    given = with_shadow(scene)
+
+    cleaned = haze.take_off_haze(haze.take_off_shadow(given, scene.photo))
+
+    before = overlap(given[..., 3] / np.float32(255), scene.truth)
+    after = overlap(cleaned[..., 3] / np.float32(255), scene.truth)
+    assert before < 0.94
+    assert after > 0.96
+
+
+def test_haze_away_from_the_product_is_taken_off_an_uploaded_cut_out() -> None:
+    solid = np.zeros((400, 400), np.uint8)
+    solid[100:300, 150:250] = 255
+    solid[180:220, 180:220] = 90  # a window in the product
+    shadow = np.zeros_like(solid)
+    shadow[280:320, 150:380] = 70
+
+    found = cutout.cut_out(rgba_with(np.maximum(solid, shadow)))
+
+    alpha = found.rgba[..., 3]
+    assert found.is_sure
+    assert not alpha[:, 262:].any()
+    assert (alpha[180:220, 180:220] == 90).all()
+    assert (alpha[100:180, 150:250] == 255).all()
+
+
+def test_a_product_that_is_see_through_itself_keeps_its_faint_parts() -> None:
+    veil = np.zeros((400, 400), np.uint8)
+    veil[100:300, 100:300] = 80
+    veil[100:140, 150:250] = 255
+
+    assert np.array_equal(cutout.cut_out(rgba_with(veil)).rgba[..., 3], veil)
 
 
 async def test_the_provider_answers_a_full_frame_png_for_free() -> None:

@@ -17,6 +17,7 @@ from daemon.providers.offline_cutout import OfflineCutout
 from daemon.providers.offline_paint import OfflinePaint
 from daemon.providers.offline_text import OfflineText
 from daemon.providers.protocols import CutoutAnswer, PaintAnswer, PaintRequest, PartialImage, Usage
+from tests.protocol_servers.pictures import paint_scene
 from tests.work.fake_context import FakeContext, World
 from tests.work.products import FACTS, as_png, draw_product, photo
 
@@ -164,6 +165,30 @@ async def test_picture_by_a_model_is_marked_as_generated() -> None:
     assert told is not None
     assert told.made is provenance.Made.PAINTED_AROUND
     assert painter.requests[0].user_hash not in ("", "user-1")
+
+
+@pytest.mark.parametrize(
+    ("painted", "why"),
+    [
+        (paint_scene(640, 640, as_png(draw_product())), "not empty"),
+        (codec.encode_jpeg(np.full((640, 640, 3), 70, np.uint8)), "too dark"),
+        (paint_scene(640, 640, None), ""),
+    ],
+    ids=["a product in it", "dark", "as asked"],
+)
+async def test_painted_backdrop_that_is_none_gives_way_to_a_drawn_one(painted: bytes, why: str) -> None:
+    """Two products on one sheet, or dark words on a dark ground, are delivered to nobody."""
+    painter = PaintServer(painted)
+    ctx = _context("infographic", providers=Providers(OfflineCutout(), painter, OfflineText()))
+
+    result = await _make(ctx)
+
+    told = [check["detail"] for check in result["checks"] if check["rule"] == "painted_backdrop"]
+    assert [why in detail for detail in told] == ([True] if why else [])
+    assert result["generated"] is not bool(why)
+    kept = provenance.read(ctx.world.files[ctx.world.asset("image", "infographic").id])
+    assert kept is not None
+    assert kept.made is (provenance.Made.DRAWN if why else provenance.Made.PAINTED_AROUND)
 
 
 async def test_previews_are_saved_while_the_painter_works() -> None:
