@@ -109,6 +109,11 @@ class Feeder:
         self._settled = asyncio.Event()  # they have ended: the stretch of the start can be read again
         self._is_read_twice = False
 
+    @property
+    def seen_until(self) -> int:
+        """The highest fence that was seen."""
+        return self._cursor.last
+
     def look(self) -> None:
         """Something is ready, or may be."""
         self._wanted.set()

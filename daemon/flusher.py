@@ -250,7 +250,7 @@ class Flusher:
             await self.places.drop(worker, self.places.pick(missed))
             if self._queue.rivals:
                 await self.places.tell_others(freed)
-        self._tell_all(written, done.lost)
+        self._tell_all(written, done)
         self._mark(written, done.claimed)
         return True
 
@@ -279,11 +279,10 @@ class Flusher:
         if done.ready and self._queue.rivals:
             await self._db.fetch("notify_jobs")
 
-    def _tell_all(self, written: Sequence[End], lost: Collection[int]) -> None:
+    def _tell_all(self, written: Sequence[End], done: Flushed) -> None:
         """The canonical line of each attempt, now that its end stands in the database; those that came too late."""
-        if lost:
-            lost = set(lost)
-        elif not self._tells and all(end.state is not State.FAILED for end, *_ in written):
+        lost, cancelled = set(done.lost), set(done.cancelled)
+        if not lost and not self._tells and all(end.state is not State.FAILED for end, *_ in written):
             return
         for end, job, run_s in written:
             if end.fence in lost:
@@ -294,7 +293,9 @@ class Flusher:
                     duration_s=round(run_s, 4),
                 )  # fmt: skip
             elif self._tells or end.state is State.FAILED:
-                _tell(end, job, run_s)
+                # Perhaps instead of a repetition.
+                stopped = end._replace(state=State.CANCELLED, delay_s=0.0) if end.fence in cancelled else end
+                _tell(stopped, job, run_s)
 
     def _mark(self, ended: Sequence[End], claimed: Sequence[ClaimedJob]) -> None:
         """Hints for the event streams; parents show their children, so they changed too."""
@@ -338,7 +339,7 @@ class Flusher:
                 log.error("job.crashed", job_id=job.id, kind=job.kind, attempt=job.attempt, exc_info=exc)
                 end = outcomes.not_storable(job, exc)
                 done = await self._queue.flush(connection, [end], worker, [])
-            self._tell_all([(end, job, run_s)], done.lost)
+            self._tell_all([(end, job, run_s)], done)
             self._mark(ends[:1], ())
             del ends[0]
         self.look()  # parents that were released

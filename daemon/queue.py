@@ -155,10 +155,13 @@ class Fresh:
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """What a flush did: the jobs claimed, the fences of attempts that were no longer ours, what is ready again."""
+    """What a flush did: the jobs claimed, the fences of attempts that were no longer ours, of those whose job is
+    cancelled now (also when it was to be repeated: a cancel comes true), what is ready again.
+    """
 
     claimed: list[ClaimedJob]
     lost: list[int]
+    cancelled: list[int]
     ready: list[ReadyRow]
 
 
@@ -444,6 +447,7 @@ class Queue:
         return Flushed(
             claimed=[ClaimedJob._make(row) for row in rows[:-1]],
             lost=meta["lost"],
+            cancelled=meta["cancelled"],
             ready=[ReadyRow._make(row) for row in meta["ready"]],
         )  # fmt: skip
 

@@ -351,13 +351,42 @@ class Scheduler:
 
     def _take_from(self, queue: KindQueue, slots: int, chosen: list[int]) -> None:
         """Take from one kind, in the order of its users' turns, until `slots` are chosen."""
-        turns = queue.turns
         while len(chosen) < slots and (room := queue.room()) > 0 and self._next_turn(queue) < math.inf:
-            user = turns[0][2]
-            count = 1
-            if len(turns) == 1:  # nobody else waits: in one go
-                count = min(slots - len(chosen), room, self._user_limit - user.running)
-            self._start(queue, user, count, chosen)
+            count = min(slots - len(chosen), room)
+            user = queue.turns[0][2]
+            if queue.is_shared:
+                self._start(queue, user, 1, chosen)
+            elif len(queue.turns) == 1:  # nobody else waits: in one go
+                self._start(queue, user, min(count, self._user_limit - user.running), chosen)
+            else:
+                self._take_turns(queue, count, chosen)
+
+    def _take_turns(self, queue: KindQueue, count: int, chosen: list[int]) -> None:
+        """`_start` of one job after the other, each of the user whose turn it is, until `count` are chosen or one
+        user is left. In one loop, because with many users it is most of what a job costs here.
+        """
+        turns, kind, waits_s, now = queue.turns, queue.kind, self.waits_s[queue.kind], self._clock()
+        left = count
+        while left and len(turns) > 1:
+            turn, _, user = turns[0]
+            backlog = user.backlogs.get(kind)
+            is_waiting = backlog is not None and (backlog.row or backlog.heap)
+            if not is_waiting or turn < user.turn or user.paused or user.running >= self._user_limit:
+                self._next_turn(queue)
+                continue
+            assert backlog is not None
+            _, fence, ready_at = backlog.pop()
+            chosen.append(fence)
+            waits_s.append(now - ready_at)
+            user.size -= 1
+            user.running += 1
+            self._turn = max(self._turn, user.turn)
+            user.turn += 1.0 / user.weight
+            self._serial += 1
+            heapq.heapreplace(turns, (user.turn, self._serial, user))
+            left -= 1
+        queue.ready -= count - left
+        queue.running += count - left
 
     def _next_turn(self, queue: KindQueue) -> float:
         """The turn of the user at the head of a kind, after putting stale heads right."""

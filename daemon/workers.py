@@ -32,6 +32,9 @@ from daemon.settings import Settings
 
 SWALLOW_GRACE_S = 10.0
 """A cancelled handler that still runs after so many seconds loses its slot."""
+LOW_EVERY_S = 10.0
+LOW_CANDIDATES = 4
+"""Rescue begins at the lowest of so many fences that were the lowest in our hands, each taken so many seconds apart."""
 WATCH_EVERY_S = 0.25
 PROGRESS_EVERY_S = 0.1
 ADOPT_AFTER_S = (2.0, 8.0, 20.0)
@@ -103,7 +106,7 @@ class Workers:
         self._progress_wanted = asyncio.Event()
         self._adopt_at: list[float] = []  # loop times
         self.stubborn: set[asyncio.Task[None]] = set()  # tasks that swallowed their cancellation
-        self._low_candidates: deque[tuple[float, int]] = deque()
+        self._low_candidates: deque[tuple[float, int]] = deque(maxlen=LOW_CANDIDATES)
         self._pool: asyncio.TaskGroup | None = None
         self._limits = settings.workers.attempt_timeouts_s
         self._limit_s = settings.workers.attempt_timeout_s
@@ -387,20 +390,21 @@ class Workers:
             metrics.WAIT.observe(kind, seconds)
 
     async def _raise_low_fence(self, now: float) -> None:
-        """Let rescue's scan begin later, with 30 s of delay: a claim or birth in flight may still hold
-        a lower fence, and no statement lasts as long as that.
+        """Let rescue's scan begin later, with a delay: a claim or birth in flight may still hold a lower fence, and
+        no statement lasts as long as that. An end that is not written yet is held: rescue would have to find its row.
         """
-        if self._low_candidates and now - self._low_candidates[-1][0] < 10:
+        if self._low_candidates and now - self._low_candidates[-1][0] < LOW_EVERY_S:
             return
-        held = min((*self.running, *(job.fence for job in self._todo)), default=None)
-        if held is not None:
-            self._low_candidates.append((now, held))
-        lowest = min((fence for _, fence in self._low_candidates), default=None)
-        while len(self._low_candidates) > 4:
-            self._low_candidates.popleft()
-        if len(self._low_candidates) == 4 and lowest is not None and lowest > self._lease.low_fence:
-            await self._db.fetch("raise_fence_mark", self.worker_id, lowest)
+        ahead = (
+            self.flusher.feeder.seen_until + 1 if self.flusher.feeder is not None else self._lease.low_fence
+        )
+        held = self.held_fences() | self._scheduler.claiming
+        self._low_candidates.append((now, min(held, default=ahead)))
+        lowest, before = min(fence for _, fence in self._low_candidates), self._lease.low_fence
+        if len(self._low_candidates) == LOW_CANDIDATES and lowest > before:
+            # First here: a claim below it from now on lowers it again, and whichever comes second to the database wins.
             self._lease.low_fence = lowest
+            await self._db.fetch("raise_fence_mark", self.worker_id, lowest, before)
 
     def adopt_soon(self) -> None:
         """Look for orphans: soon, and until a statement whose answer was lost must have ended."""

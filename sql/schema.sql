@@ -149,7 +149,7 @@ create table listingd.jobs (
     metadata jsonb default '{}'::jsonb not null,
     tags text[] default '{}'::text[] not null,
     webhook jsonb,
-    constraint jobs_kind_check CHECK ((kind ~ '^[a-z][a-z0-9_]{0,39}$'::text)),
+    constraint jobs_kind_check CHECK (((length(kind) <= 40) AND ((ascii(kind) >= ascii('a'::text)) AND (ascii(kind) <= ascii('z'::text))) AND (translate(kind, 'abcdefghijklmnopqrstuvwxyz0123456789_'::text, ''::text) = ''::text))),
     constraint jobs_max_attempts_check CHECK (((max_attempts >= 1) AND (max_attempts <= 10))),
     constraint jobs_priority_check CHECK (((priority >= '-100'::integer) AND (priority <= 100))),
     constraint jobs_pkey PRIMARY KEY (id)

@@ -9,7 +9,7 @@ set search_path = pg_catalog, pg_temp
 as $$
     with asked as (
         select
-            a.id, a.n, a.kind, coalesce(a.input, '{}') as input, coalesce(a.user_id, '') as user_id,
+            a.id, a.n, nextval('listingd.fences') as fence, a.kind, coalesce(a.input, '{}') as input, coalesce(a.user_id, '') as user_id,
             a.project_id, coalesce(a.priority, 0::smallint) as priority, a.run_at, a.expires_at,
             coalesce(a.max_attempts, 4::smallint) as max_attempts, coalesce(a.metadata, '{}') as metadata,
             coalesce(a.tags, '{}') as tags, a.unique_key, nullif(a.webhook, 'null') as webhook
@@ -25,17 +25,34 @@ as $$
             webhook, id, n
         )
     ),
+    hearers as (
+        select listingd.find_webhook_users(array(select distinct b.user_id from asked as b)) as users
+    ),
     states as (
+        select
+            a.id, a.fence, a.run_at, a.expires_at, a.priority, a.max_attempts, a.kind, a.user_id, a.unique_key,
+            a.webhook is not null or array['', a.user_id] && (select h.users from hearers as h) as wants_webhook
+        from asked as a
+    ),
+    free as (
         insert into listingd.job_states (
-            id, run_at, expires_at, priority, max_attempts, kind, user_id, unique_key, wants_webhook
+            id, fence, run_at, expires_at, priority, max_attempts, kind, user_id, wants_webhook
         )
         select
-            a.id, a.run_at, a.expires_at, a.priority, a.max_attempts, a.kind, a.user_id, a.unique_key,
-            a.webhook is not null or array['', a.user_id] && (
-                select listingd.find_webhook_users(array(select distinct b.user_id from asked as b))
-            )
-        from asked as a
-        order by a.n
+            s.id, s.fence, s.run_at, s.expires_at, s.priority, s.max_attempts, s.kind, s.user_id, s.wants_webhook
+        from states as s
+        where s.unique_key is null
+    ),
+    -- Apart, because a row that may meet another costs twice as much to insert.
+    keyed as (
+        insert into listingd.job_states (
+            id, fence, run_at, expires_at, priority, max_attempts, kind, user_id, unique_key, wants_webhook
+        )
+        select
+            s.id, s.fence, s.run_at, s.expires_at, s.priority, s.max_attempts, s.kind, s.user_id, s.unique_key,
+            s.wants_webhook
+        from states as s
+        where s.unique_key is not null
         on conflict (user_id, unique_key) where unique_key is not null do nothing
         returning id
     ),
@@ -48,7 +65,7 @@ as $$
             a.id, a.user_id, a.kind, a.project_id, a.priority, a.max_attempts, a.run_at, a.expires_at,
             a.input, a.metadata, a.tags, a.webhook || jsonb_build_object('owner', a.user_id)
         from asked as a
-        where a.unique_key is null or a.id in (select s.id from states as s)
+        where a.unique_key is null or a.id in (select k.id from keyed as k)
     ),
     told as (
         select pg_notify('listingd_jobs', '')
@@ -57,7 +74,7 @@ as $$
         case
             when a.unique_key is null then a.id
             else coalesce(
-                (select s.id from states as s where s.id = a.id),
+                (select k.id from keyed as k where k.id = a.id),
                 (select h.id from listingd.job_states as h where h.user_id = a.user_id and h.unique_key = a.unique_key),
                 (select b.id from asked as b where b.user_id = a.user_id and b.unique_key = a.unique_key order by b.n limit 1)
             )

@@ -81,7 +81,8 @@ join listingd.idempotency_keys as i using (principal, key)
 
 -- name: flush
 -- Finish and claim in one statement. Rows: the claimed jobs; and one last row with id null whose input_text is
--- JSON {"lost": [fence], "ready": [[fence, kind, user_id, priority, wait_s]]} (requeued jobs and released parents).
+-- JSON {"lost": [fence], "cancelled": [fence], "ready": [[fence, kind, user_id, priority, wait_s]]} (requeued jobs and
+-- released parents).
 -- $1 fences of ended attempts, $2 new states, $3 results (JSON text), $4 errors (JSON text),
 -- $5 delays in seconds (only for pending), $6 attempts to give back (0 or 1), $7 worker, $8 fences to claim
 -- $2, $4, $5 and $6 may be empty: then all are completed.
@@ -171,6 +172,7 @@ select
     null, null, null, null, null, null,
     json_build_object(
         'lost', (select coalesce(json_agg(e.fence), '[]') from ended as e where e.fence not in (select m.ended_fence from moved as m)),
+        'cancelled', (select coalesce(json_agg(m.ended_fence), '[]') from moved as m where m.state = 'cancelled'),
         'ready', (
             select coalesce(json_agg(json_build_array(x.fence, x.kind, x.user_id, x.priority, x.wait_s)), '[]')
             from (
@@ -461,11 +463,11 @@ returning true as held
 
 -- name: lower_fence_mark
 -- Before a claim below it: no job in the worker's hands has a lower fence than this. $1 worker, $2 fence
-update listingd.workers set low_fence = $2 where id = $1 and low_fence > $2
+update listingd.workers set low_fence = $2 where id = $1
 
 -- name: raise_fence_mark
--- $1 worker, $2 fence
-update listingd.workers set low_fence = $2 where id = $1 and low_fence < $2
+-- Not when it was set to something else meanwhile. $1 worker, $2 fence, $3 what it was
+update listingd.workers set low_fence = $2 where id = $1 and low_fence = $3
 
 -- name: stop_worker
 -- Gives the lease back. A job that is still in this worker's hands is left to the next rescue. $1 worker

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator
+from uuid import RFC_4122
 
 import asyncpg
 import pytest
@@ -26,7 +27,7 @@ async def test_every_function_is_described_pinned_and_closed(connection: asyncpg
     rows = await connection.fetch(
         """
         select
-            p.proname as name, p.prosecdef as is_definer, p.proconfig as settings,
+            p.proname as name, p.prosecdef as is_definer, p.proconfig as settings, p.prosqlbody is not null as is_bound,
             obj_description(p.oid, 'pg_proc') as comment,
             has_function_privilege('public', p.oid, 'execute') as is_open,
             exists (
@@ -40,7 +41,7 @@ async def test_every_function_is_described_pinned_and_closed(connection: asyncpg
     assert len(rows) > 20
     for row in rows:
         assert row["comment"], row["name"]
-        assert "search_path=pg_catalog, pg_temp" in (row["settings"] or ()), row["name"]
+        assert row["is_bound"] or "search_path=pg_catalog, pg_temp" in (row["settings"] or ()), row["name"]
         assert not row["is_open"], row["name"]
         assert not row["has_nameless"], row["name"]
     assert {row["name"] for row in rows if row["is_definer"]} == DEFINERS
@@ -59,6 +60,31 @@ async def test_no_function_has_two_forms(connection: asyncpg.Connection) -> None
     )
 
     assert [] == rows
+
+
+async def test_ids_of_one_call_are_uuids_of_version_7_in_their_order(connection: asyncpg.Connection) -> None:
+    before_ms = int(await connection.fetchval("select extract(epoch from clock_timestamp()) * 1000"))
+    ids = [row[0] for row in await connection.fetch("select listingd.new_ids(5000)")]
+    single = await connection.fetchval("select listingd.new_id()")
+
+    assert sorted({*ids, single}) == [*ids, single] or ids[-1].bytes[:6] == single.bytes[:6]
+    assert 5000 == len(set(ids))
+    for made in (ids[0], ids[-1], single):
+        assert (7, RFC_4122) == (made.version, made.variant)
+        assert 0 <= int.from_bytes(made.bytes[:6]) - before_ms < 60_000
+
+
+async def test_a_batch_keeps_its_order_whoever_has_a_unique_key(connection: asyncpg.Connection) -> None:
+    jobs = [{"kind": "ping", "unique_key": f"k{n}"} if n % 3 else {"kind": "ping"} for n in range(30)]
+
+    ids = [
+        row[0] for row in await connection.fetch("select listingd.enqueue_jobs($1::jsonb)", json.dumps(jobs))
+    ]
+
+    assert ids == [
+        row[0] for row in await connection.fetch("select id from listingd.job_states order by fence")
+    ]
+    assert ids == [row[0] for row in await connection.fetch("select id from listingd.jobs order by id")]
 
 
 async def test_arguments_are_named_and_have_defaults(connection: asyncpg.Connection) -> None:

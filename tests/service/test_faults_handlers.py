@@ -8,6 +8,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -134,6 +135,22 @@ async def test_a_handler_that_turns_its_cancellation_into_something_else_leaves_
     assert "cancelled 0 times" == json.loads(done["result"])
 
 
+async def test_a_cancel_that_meets_an_end_to_be_repeated_is_told_as_what_it_became(run: Run) -> None:
+    """The row says cancelled; so must the log."""
+
+    async def give_up(ctx: JobContext) -> None:
+        await service.queue.cancel(ctx.job_id)
+        raise Retry("Not now.", after_s=60)
+
+    with capture_logs() as logs:
+        async with run(fickle=give_up) as service:
+            job = await enqueue(service, "fickle")
+            await wait_for_state(service, job, "cancelled")
+            await eventually(lambda: [line for line in logs if line.get("job_id") == job])
+
+    assert ["job.cancelled"] == [line["event"] for line in logs if line.get("job_id") == job]
+
+
 async def test_an_attempt_that_takes_too_long_is_stopped_and_tried_again(run: Run) -> None:
     """The limit of its kind; the other kinds keep theirs."""
     async with run(slow=wait_for_ever, patient=wait_for_ever, timeouts_s={"slow": 0.3}) as service:
@@ -249,6 +266,60 @@ async def test_a_claim_whose_answer_was_lost_is_handed_back(run: Run) -> None:
         done = await wait_for_state(service, job, "completed")
 
     assert (1, 0) == (done["attempt"], done["rescues"])
+
+
+async def test_rescue_would_begin_above_what_has_ended_and_below_what_is_in_hand(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "LOW_EVERY_S", 0.0)
+
+    async def low_fence() -> int:
+        fence: int = await service.db.pool.fetchval(
+            "select low_fence from listingd.workers where id = $1", service.lease.worker_id
+        )
+        return fence
+
+    async with run(endless=wait_for_ever) as service:
+        later = await enqueue(service, "endless", run_at=datetime.now(UTC) + timedelta(seconds=4))
+        ended = await enqueue(service, "ping")
+        await wait_for_state(service, ended, "completed")
+
+        async def has_risen() -> bool:
+            return await low_fence() > (await read(service, ended))["fence"]
+
+        await eventually(has_risen)
+        row = await wait_for_state(service, later, "processing")
+        for _ in range(3):
+            assert await low_fence() <= row["fence"]
+            await asyncio.sleep(workers.WATCH_EVERY_S * workers.LOW_CANDIDATES)
+
+
+async def test_rescue_would_find_an_attempt_whose_end_cannot_be_written(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row is locked for as long as somebody likes, and meanwhile others come and go."""
+    monkeypatch.setattr(workers, "LOW_EVERY_S", 0.0)
+    entered, let_go = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: JobContext) -> None:
+        entered.set()
+        await let_go.wait()
+
+    async with run(patient=wait, endless=wait_for_ever) as service:
+        job = await enqueue(service, "patient")
+        await asyncio.wait_for(entered.wait(), 10)
+        async with service.db.transaction() as connection:
+            row = await connection.fetchrow(
+                "select fence from listingd.job_states where id = $1 for update", job
+            )
+            let_go.set()
+            await wait_for_state(service, await enqueue(service, "endless"), "processing")
+            await asyncio.sleep(2 * workers.WATCH_EVERY_S * workers.LOW_CANDIDATES)
+            low = await service.db.pool.fetchval(
+                "select low_fence from listingd.workers where id = $1", service.lease.worker_id
+            )
+            assert low <= row["fence"]
+        await wait_for_state(service, job, "completed")
 
 
 async def test_a_stop_gives_the_lease_back_with_nothing_in_hand(run: Run, db: Any) -> None:
