@@ -23,7 +23,7 @@ as $$
 declare
     new_id uuid := listingd.new_id();
     owner text := coalesce(user_id, '');
-    own_webhook jsonb := nullif(webhook, 'null') || jsonb_build_object('owner', owner);
+    own_webhook jsonb := case when webhook <> 'null' then webhook || jsonb_build_object('owner', owner) end;
     wants_webhook boolean;
     holder uuid;
 begin

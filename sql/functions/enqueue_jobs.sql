@@ -7,12 +7,13 @@ returns setof uuid
 language sql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
-    with asked as (
+    with asked as materialized (
         select
-            a.id, a.n, nextval('listingd.fences') as fence, a.kind, coalesce(a.input, '{}') as input, coalesce(a.user_id, '') as user_id,
-            a.project_id, coalesce(a.priority, 0::smallint) as priority, a.run_at, a.expires_at,
-            coalesce(a.max_attempts, 4::smallint) as max_attempts, coalesce(a.metadata, '{}') as metadata,
-            coalesce(a.tags, '{}') as tags, a.unique_key, nullif(a.webhook, 'null') as webhook
+            a.id, a.n, nextval('listingd.fences') as fence, a.kind, coalesce(a.input, '{}') as input,
+            coalesce(a.user_id, '') as user_id, a.project_id, coalesce(a.priority, 0::smallint) as priority,
+            a.run_at, a.expires_at, coalesce(a.max_attempts, 4::smallint) as max_attempts,
+            coalesce(a.metadata, '{}') as metadata, coalesce(a.tags, '{}') as tags, a.unique_key,
+            nullif(a.webhook, 'null') as webhook
         from rows from (
             jsonb_to_recordset(jobs) as (
                 kind text, input jsonb, user_id text, project_id uuid, priority smallint, run_at timestamptz,
@@ -63,7 +64,8 @@ as $$
         )
         select
             a.id, a.user_id, a.kind, a.project_id, a.priority, a.max_attempts, a.run_at, a.expires_at,
-            a.input, a.metadata, a.tags, a.webhook || jsonb_build_object('owner', a.user_id)
+            a.input, a.metadata, a.tags,
+            case when a.webhook is not null then a.webhook || jsonb_build_object('owner', a.user_id) end
         from asked as a
         where a.unique_key is null or a.id in (select k.id from keyed as k)
     ),
