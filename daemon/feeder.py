@@ -36,8 +36,10 @@ PIECE = 2000
 STRETCH = 50_000
 """Fences that are looked through at a time for so many jobs; most may have ended, or be others' to run."""
 PAUSES = 9
-"""A walk through the backlog pauses so many times as long as a piece of it took, the first one only while a piece or more
-is ready: the jobs at its head run as if it were short. The second rarely finds anything and always pauses."""
+"""The walk through the backlog of a start pauses so many times as long as a piece of it took while a piece or more is
+ready: the jobs at its head run as if it were short."""
+SECOND_PAUSES = 29
+"""The second walk rarely finds anything, and always pauses: it takes a thirtieth of a server's core."""
 CLAIM_AT_SIGHT = 32
 """So many new jobs at most are claimed by the statement that finds them; more go through the scheduler."""
 HORIZON_S = 30.0
@@ -334,7 +336,7 @@ class Feeder:
             fence = await self._read_backlog(fence, last, oldest)
             if self._scheduler.spilled() is not None:
                 self._behind.set()
-            await asyncio.sleep(PAUSES * (loop.time() - began))
+            await asyncio.sleep(SECOND_PAUSES * (loop.time() - began))
         self._is_read_twice = True
 
     async def _refill(self) -> None:
