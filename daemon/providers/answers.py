@@ -60,8 +60,8 @@ def read_cutout(
 ) -> tuple[codec.Picture, bool]:
     """(RGBA cut-out of the photo's full frame, whether it differs from the answer). CPU: 0.3 to 2 s.
 
-    Haze and the product's shadow are taken off. An answer smaller than the photo (services end at 10 MP or less) lends only its alpha: the colours are
-    the photo's own, at full sharpness.
+    Haze and the product's shadow are taken off. An answer smaller than the photo (services end at 10 MP or
+    less) lends only its alpha: the colours are the photo's own, at full sharpness.
     Errors: ProviderError answer_unusable (wrong_size); cutout_unreliable, permanent, for a mask that is
     certainly no product.
     """
