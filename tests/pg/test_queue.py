@@ -371,6 +371,23 @@ async def test_a_key_with_another_body_is_refused(desk: Desk) -> None:
     assert "idempotency_key_reused" == caught.value.code
 
 
+async def test_a_low_fence_that_a_claim_has_lowered_is_not_raised_over_it(desk: Desk) -> None:
+    """The raise was decided before the claim; whichever reaches the database second wins."""
+
+    async def low_fence() -> int:
+        fence: int = await desk.connection.fetchval(
+            "select low_fence from listingd.workers where id = $1", desk.worker
+        )
+        return fence
+
+    before = await low_fence()
+    await desk.db.fetch("raise_fence_mark", desk.worker, before + 50, before)
+    assert before + 50 == await low_fence()
+    await desk.db.fetch("lower_fence_mark", desk.worker, before + 10)
+    await desk.db.fetch("raise_fence_mark", desk.worker, before + 100, before + 50)
+    assert before + 10 == await low_fence()
+
+
 async def test_a_unique_key_gives_the_job_that_holds_it(desk: Desk) -> None:
     async def enqueue() -> UUID:
         job_id: UUID = await desk.connection.fetchval(
