@@ -65,8 +65,8 @@ async def measure_exhausted(shop: Shop, sql: asyncpg.Pool, buyer: Buyer, count: 
     free = await drain_pings(sql)
     shop.openai.always = EMPTY
     base, began = len(shop.paid_calls(shop.openai)), time.monotonic()
-    for _ in range(0, count, 50):
-        await asyncio.gather(*(buyer.order() for _ in range(min(50, count))))
+    for first in range(0, count, 50):
+        await asyncio.gather(*(buyer.order() for _ in range(min(50, count - first))))
     ordered_s = time.monotonic() - began
     await asyncio.sleep(watch_s / 2 - ordered_s)
     busy = await drain_pings(sql)

@@ -37,6 +37,7 @@ from daemon.payloads import ImageInput, PhotoRef
 STAGES = ("photo", "paint", "draw", "check", "save")
 _MAX_ENLARGEMENT = 2.0  # beyond this a product looks soft in the zoom
 _MAX_BACKDROP_EDGES = 0.02  # share of the area; an empty backdrop has a third of it at most
+_BY_CODE = "backdrop drawn by code"
 _MIN_BACKDROP_LIGHTNESS = 60.0  # L: below it the sheet's dark text cannot be read
 _verdicts: Recent[MaskVerdict] = Recent(256)
 
@@ -144,24 +145,18 @@ def _draw(wanted: ImageInput, cutout: Cutout, painted: Painted | None, words: Wo
     if painted is not None:
         surroundings = fit_frame(Image.fromarray(_decode_painted(painted)), size_px, size_px)
         made = provenance.Made.PAINTED_AROUND if painted.generated else provenance.Made.DRAWN
-        if wanted.slot == "infographic":
-            edges, lightness = measure_backdrop(surroundings)
-            if edges <= _MAX_BACKDROP_EDGES and lightness >= _MIN_BACKDROP_LIGHTNESS:
-                return _draw_words(wanted, product, surroundings, words, made, painted.derived)
-            sheet = _draw_words(
-                wanted,
-                product,
-                _sweep(wanted, product),
-                words,
-                provenance.Made.DRAWN,
-                "backdrop drawn by code",
-            )
-            return replace(sheet, checks=(*sheet.checks, _tell_backdrop(edges, lightness)))
-        return Drawn(surroundings, made, derived=painted.derived)
+        if wanted.slot != "infographic":
+            return Drawn(surroundings, made, derived=painted.derived)
+        # Only a model may do something else than it was asked for.
+        told = _judge_backdrop(surroundings) if painted.generated else None
+        if told is None:
+            return _draw_words(wanted, product, surroundings, words, made, painted.derived)
+        sheet = _draw_words(wanted, product, _sweep(wanted, product), words, provenance.Made.DRAWN, _BY_CODE)
+        return replace(sheet, checks=(*sheet.checks, told))
     if wanted.slot == "main":
         picture = place_on_white(product, size_px)
-        told = (_check_enlargement(product, size_px), _check_cropping(product))
-        return Drawn(picture, provenance.Made.CAPTURED, told)
+        checks = (_check_enlargement(product, size_px), _check_cropping(product))
+        return Drawn(picture, provenance.Made.CAPTURED, checks)
     if wanted.slot == "detail":
         close_up = crop_detail(product, size_px, wishes)
         return Drawn(close_up.picture, provenance.Made.CAPTURED, (
@@ -224,8 +219,11 @@ def _check_enlargement(product: Image.Image, size_px: int) -> Check:
     return Check("enlargement", "warn" if soft else "pass", round(factor, 2), _MAX_ENLARGEMENT, detail)
 
 
-def _tell_backdrop(edges: float, lightness: float) -> Check:
-    """Painters put the product, or a dark room, where an empty and light backdrop was asked for."""
+def _judge_backdrop(picture: Image.Image) -> Check | None:
+    """Painters put the product, or a dark room, where an empty and light backdrop was asked for; None: as asked."""
+    edges, lightness = measure_backdrop(picture)
+    if edges <= _MAX_BACKDROP_EDGES and lightness >= _MIN_BACKDROP_LIGHTNESS:
+        return None
     said = "not empty" if edges > _MAX_BACKDROP_EDGES else f"too dark for text (L {lightness:.0f})"
     return Check(
         "painted_backdrop", "warn", round(edges, 3), _MAX_BACKDROP_EDGES,

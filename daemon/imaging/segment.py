@@ -119,15 +119,15 @@ def part_shadow(picture: Picture, mask: Mask) -> tuple[Mask, Mask]:
     scene = _see(scene.rgb, scene.lab, _reach(scene), scene.horizon)
     size = working_size(picture)
     whole = cv2.resize(mask.astype(np.uint8) * np.uint8(255), size, interpolation=cv2.INTER_AREA) > 127
+    nothing = np.zeros_like(whole)
+    if scene.unevenness > PLAIN_UNEVENNESS:
+        return whole, nothing
     _, shadow = _take_off_shadow(scene, _find_edges(scene), whole)
     shadow &= _keep_parts(whole)  # a strap or a wire is too thin to be judged
     kept = np.asarray(whole & ~shadow)
-    is_doubtful = (
-        scene.unevenness > PLAIN_UNEVENNESS
-        or shadow.sum() > MAX_SHADOW * whole.sum()
-        or sharp_shadow(scene, kept, shadow) > SHARP_SHADOW
-    )
-    return (whole, np.zeros_like(whole)) if is_doubtful else (kept, shadow)
+    if shadow.sum() > MAX_SHADOW * whole.sum() or sharp_shadow(scene, kept, shadow) > SHARP_SHADOW:
+        return whole, nothing
+    return kept, shadow
 
 
 def _slivers(scene: Scene, flood: Mask, grabcut: Mask) -> Mask:

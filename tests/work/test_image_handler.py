@@ -27,8 +27,9 @@ OFFLINE = Providers(OfflineCutout(), OfflinePaint(), OfflineText())
 class PaintServer(OfflinePaint):
     """Stands for a model behind the provider border: says `generated`, sends previews, may answer rubbish."""
 
-    def __init__(self, image: bytes, previews: tuple[bytes, ...] = ()) -> None:
+    def __init__(self, image: bytes, previews: tuple[bytes, ...] = (), *, generated: bool = True) -> None:
         self.image = image
+        self.generated = generated
         self.previews = previews
         self.requests: list[PaintRequest] = []
 
@@ -43,7 +44,7 @@ class PaintServer(OfflinePaint):
         for i, preview in enumerate(self.previews):
             assert on_partial is not None
             on_partial(preview, i)
-        return PaintAnswer(self.image, Usage(Decimal("0.05")), "model-1", generated=True)
+        return PaintAnswer(self.image, Usage(Decimal("0.05")), "model-1", generated=self.generated)
 
 
 class CutoutServer(OfflineCutout):
@@ -189,6 +190,17 @@ async def test_painted_backdrop_that_is_none_gives_way_to_a_drawn_one(painted: b
     kept = provenance.read(ctx.world.files[ctx.world.asset("image", "infographic").id])
     assert kept is not None
     assert kept.made is (provenance.Made.DRAWN if why else provenance.Made.PAINTED_AROUND)
+
+
+async def test_backdrop_drawn_by_code_is_not_judged_again() -> None:
+    """The offline painter darkens the backdrop of a light product itself."""
+    dark = codec.encode_jpeg(np.full((640, 640, 3), 70, np.uint8))
+    painter = PaintServer(dark, generated=False)
+    ctx = _context("infographic", providers=Providers(OfflineCutout(), painter, OfflineText()))
+
+    result = await _make(ctx)
+
+    assert "painted_backdrop" not in {check["rule"] for check in result["checks"]}
 
 
 async def test_previews_are_saved_while_the_painter_works() -> None:
