@@ -201,3 +201,8 @@ def new_id() -> UUID:
         | 0b10 << 62
         | (rand & 0x3FFF_FFFF_FFFF_FFFF)
     )
+
+
+def first_id(at: float) -> UUID:
+    """The lowest UUIDv7 of a moment, given in seconds since 1970."""
+    return UUID(int=max(0, int(at * 1000)) << 80)

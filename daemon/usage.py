@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Literal
-from uuid import UUID
 
 from daemon.db import Database
+from daemon.jobs import first_id
 
 Group = Literal["day", "kind", "provider", "user"]
 MAX_ROWS = 10_000
@@ -62,7 +62,7 @@ class Usage:
         """Jobs created in [since, until), at most 10 000 groups in order. Errors: Unavailable."""
         flags = [group in group_by for group in ("day", "kind", "provider", "user")]
         rows = await self._database.fetch(
-            "read_usage", _first_id(since), _first_id(until), user_id, *flags, MAX_ROWS
+            "read_usage", first_id(since.timestamp()), first_id(until.timestamp()), user_id, *flags, MAX_ROWS
         )
         return [UsageRow(**row) for row in rows]
 
@@ -70,8 +70,3 @@ class Usage:
         """Errors: Unavailable."""
         row = await self._database.fetchrow("read_run_times", kind)
         return RunTimes(None, None, 0) if row is None else RunTimes(**row)
-
-
-def _first_id(moment: datetime) -> UUID:
-    """The lowest UUIDv7 of a moment."""
-    return UUID(int=max(0, int(moment.timestamp() * 1000)) << 80)

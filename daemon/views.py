@@ -22,7 +22,7 @@ from uuid import UUID
 import asyncpg
 
 from daemon.db import Database
-from daemon.jobs import FINAL, NewJob, State
+from daemon.jobs import FINAL, NewJob, State, first_id
 from daemon.json_text import write_json
 
 FIELDS = (
@@ -152,19 +152,20 @@ class Views:
         """A page of jobs, newest first, after a position that an earlier page gave."""
         at, last_id = after or (None, None)
         arguments: list[Any] = [
-            wanted.user_id, at, last_id, limit + 1, wanted.states, wanted.kind, wanted.tag,
-            wanted.created_after, wanted.created_before,
+            wanted.user_id, limit + 1, wanted.states, wanted.kind, wanted.tag, wanted.created_after,
+            wanted.created_before, last_id,
         ]  # fmt: skip
         if wanted.parent_id is not None:
             rows = await self._db.fetch_as(
-                wanted.user_id, "list_child_jobs", *arguments, wanted.parent_id, wanted.project_id
+                wanted.user_id, "list_child_jobs", *arguments, at, wanted.parent_id, wanted.project_id
             )
         elif wanted.project_id is not None:
-            rows = await self._db.fetch_as(wanted.user_id, "list_project_jobs", *arguments, wanted.project_id)
-        elif wanted.user_id is not None:
-            rows = await self._db.fetch_as(wanted.user_id, "list_user_jobs", *arguments)
+            rows = await self._db.fetch_as(
+                wanted.user_id, "list_project_jobs", *arguments, at, wanted.project_id
+            )
         else:
-            rows = await self._db.fetch("list_all_jobs", *arguments)
+            name = "list_all_jobs" if wanted.user_id is None else "list_user_jobs"
+            rows = await self._db.fetch_as(wanted.user_id, name, *arguments)
         more = len(rows) > limit
         rows = rows[:limit]
         jobs = await self.read_jobs([row["id"] for row in rows], wanted.user_id)
@@ -180,13 +181,20 @@ class Views:
 
     async def list_new(self, wanted: JobFilter, *, since: datetime, limit: int) -> list[UUID]:
         """The newest jobs without parent that were created after `since`."""
-        rest = (wanted.project_id, wanted.tag, wanted.kind, since, limit)
-        if wanted.user_id is None:
-            # Ids are made a moment before their row is stored, on a clock that may differ by a little.
-            lowest = UUID(int=int((since.timestamp() - 60) * 1000) << 80)
-            rows = await self._db.fetch("list_new_jobs", lowest, *rest)
-        else:
-            rows = await self._db.fetch_as(wanted.user_id, "list_new_user_jobs", wanted.user_id, *rest)
+        name = "list_new_jobs" if wanted.user_id is None else "list_new_user_jobs"
+        # Ids are made a moment before their row is stored, on a clock that may differ by a little.
+        lowest = first_id(since.timestamp() - 60)
+        rows = await self._db.fetch_as(
+            wanted.user_id,
+            name,
+            wanted.user_id,
+            wanted.project_id,
+            wanted.tag,
+            wanted.kind,
+            since,
+            limit,
+            lowest,
+        )
         return [row["id"] for row in rows]
 
     async def read_file(self, file_id: UUID, user_id: str | None) -> File | None:

@@ -63,7 +63,7 @@ create table listingd.attempts (
 comment on table listingd.attempts is 'How each attempt that did not complete ended.';
 alter table listingd.attempts enable row level security;
 create policy listingd_daemon on listingd.attempts to listingd_daemon using (true);
-create policy listingd_reader on listingd.attempts for select to listingd_reader using ((EXISTS ( SELECT FROM listingd.jobs j WHERE (j.id = attempts.job_id))));
+create policy listingd_reader on listingd.attempts for select to listingd_reader using ((EXISTS ( SELECT FROM listingd.job_states s WHERE (s.id = attempts.job_id))));
 
 create table listingd.budgets (
     scope text not null,
@@ -149,16 +149,15 @@ create table listingd.jobs (
     metadata jsonb default '{}'::jsonb not null,
     tags text[] default '{}'::text[] not null,
     webhook jsonb,
-    constraint jobs_kind_check CHECK (((length(kind) <= 40) AND ((ascii(kind) >= ascii('a'::text)) AND (ascii(kind) <= ascii('z'::text))) AND (translate(kind, 'abcdefghijklmnopqrstuvwxyz0123456789_'::text, ''::text) = ''::text))),
+    constraint jobs_kind_check CHECK (((length(kind) <= 40) AND ((ascii(kind) >= ascii('a'::text)) AND (ascii(kind) <= ascii('z'::text))) AND (kind !~ '[^a-z0-9_]'::text))),
     constraint jobs_max_attempts_check CHECK (((max_attempts >= 1) AND (max_attempts <= 10))),
     constraint jobs_priority_check CHECK (((priority >= '-100'::integer) AND (priority <= 100))),
-    constraint jobs_pkey PRIMARY KEY (id)
+    constraint jobs_pkey PRIMARY KEY (user_id, id)
 );
 comment on table listingd.jobs is 'What was asked. Written once, never updated.';
 CREATE INDEX jobs_parent ON listingd.jobs USING btree (parent_id) WHERE (parent_id IS NOT NULL);
 CREATE INDEX jobs_project ON listingd.jobs USING btree (project_id, created_at) WHERE (project_id IS NOT NULL);
 CREATE INDEX jobs_tags ON listingd.jobs USING gin (tags) WHERE (tags <> '{}'::text[]);
-CREATE INDEX jobs_user_created ON listingd.jobs USING btree (user_id, created_at, id);
 CREATE INDEX jobs_webhook ON listingd.jobs USING btree (((input ->> 'endpoint_id'::text)), id) WHERE (kind = 'webhook'::text);
 CREATE INDEX jobs_webhook_user ON listingd.jobs USING btree (user_id, id) WHERE (kind = 'webhook'::text);
 alter table listingd.jobs enable row level security;

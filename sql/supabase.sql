@@ -69,7 +69,7 @@ execute function listingd.post_job_state();
 insert into listingd.job_board (id, user_id, kind, project_id, parent_id, state, changed_at)
 select j.id, j.user_id, j.kind, j.project_id, j.parent_id, s.state, coalesce(s.finished_at, s.started_at, j.created_at)
 from listingd.job_states as s
-join listingd.jobs as j on j.id = s.id
+join listingd.jobs as j on j.user_id = s.user_id and j.id = s.id
 where j.user_id <> '' and j.kind <> 'webhook'
 on conflict (id) do nothing;
 
@@ -130,7 +130,7 @@ select
     s.finished_at as completed_at,
     coalesce(s.finished_at, s.started_at, j.created_at) as updated_at
 from listingd.jobs as j
-join listingd.job_states as s on s.id = j.id
+join listingd.job_states as s on s.user_id = j.user_id and s.id = j.id
 where j.kind <> 'webhook';
 comment on view public.listing_jobs is 'Jobs under the names of the old table; read only.';
 
@@ -183,7 +183,7 @@ begin
     if (
         select count(*)
         from (select b.state from listingd.jobs as j join listingd.job_board as b on b.id = j.id
-              where j.user_id = me order by j.created_at desc, j.id desc limit 2000) as n
+              where j.user_id = me order by j.id desc limit 2000) as n
         where n.state in ('pending', 'processing', 'waiting')
     ) >= 1000 then
         raise exception 'You have 1000 jobs on their way.' using errcode = 'program_limit_exceeded', hint = 'Wait for some to end.';

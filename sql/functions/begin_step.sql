@@ -24,7 +24,7 @@ declare
 begin
     select s.id, s.user_id, s.kind, j.project_id into job
     from listingd.job_states as s
-    join listingd.jobs as j on j.id = s.id
+    join listingd.jobs as j on j.user_id = s.user_id and j.id = s.id
     where s.fence = by_fence and s.worker = by_worker and s.state = 'processing'
     for share of s;
     if not found then

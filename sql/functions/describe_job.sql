@@ -55,7 +55,7 @@ as $$
         'links', json_build_object('self', '/v1/jobs/' || j.id)
     )
     from listingd.jobs as j
-    join listingd.job_states as s on s.id = j.id
+    join listingd.job_states as s on s.user_id = j.user_id and s.id = j.id
     cross join lateral (
         select
             coalesce(octet_length(s.result::text), 0) <= 3000 as result,

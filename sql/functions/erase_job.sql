@@ -12,7 +12,7 @@ declare
     family uuid[];
     open_jobs int;
 begin
-    select s.id, s.state, s.parent_id into target
+    select s.id, s.user_id, s.state, s.parent_id into target
     from listingd.job_states as s
     where s.id = job and (for_user is null or s.user_id = for_user);
     if not found then
@@ -48,14 +48,14 @@ begin
     insert into listingd.tombstones (id, user_id, kind, state, jobs, created_at, finished_at)
     select j.id, j.user_id, j.kind, s.state, cardinality(family), j.created_at, s.finished_at
     from listingd.jobs as j
-    join listingd.job_states as s on s.id = j.id
-    where j.id = target.id
+    join listingd.job_states as s on s.user_id = j.user_id and s.id = j.id
+    where j.user_id = target.user_id and j.id = target.id
     on conflict do nothing;
     perform listingd.forget_steps(family);
     delete from listingd.attempts as a where a.job_id = any(family);
     delete from listingd.aplus_contents as c where c.job_id = any(family);
     delete from listingd.assets as a where a.job_id = any(family);
-    delete from listingd.jobs as j where j.id = any(family);
+    delete from listingd.jobs as j where j.user_id = target.user_id and j.id = any(family);
     delete from listingd.job_states as s where s.id = any(family);
     return query select target.id, target.state, target.parent_id, true;
 end

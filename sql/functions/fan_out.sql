@@ -13,7 +13,7 @@ begin
     select s.id, s.user_id, s.priority, s.max_attempts, s.expires_at, s.wants_webhook, j.project_id
     into parent
     from listingd.job_states as s
-    join listingd.jobs as j on j.id = s.id
+    join listingd.jobs as j on j.user_id = s.user_id and j.id = s.id
     where s.fence = own_fence and s.worker = own_worker and s.state = 'processing' and not s.cancel_requested
     for update of s;
     if not found then

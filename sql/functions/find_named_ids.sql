@@ -10,7 +10,7 @@ as $$
     from (
         select j.user_id, j.input
         from listingd.job_states as s
-        join listingd.jobs as j on j.id = s.id
+        join listingd.jobs as j on j.user_id = s.user_id and j.id = s.id
         where s.state in ('pending', 'processing', 'waiting')
         union all
         select c.user_id, c.input

@@ -41,7 +41,7 @@ as $$
         )
     ) as c
     join listingd.job_states as s on s.id = c.id
-    join listingd.jobs as j on j.id = s.id
+    join listingd.jobs as j on j.user_id = s.user_id and j.id = s.id
     order by s.priority desc, s.fence
     limit max_jobs
 $$;

@@ -63,7 +63,7 @@ begin
                 when c.relname in ('jobs', 'job_states', 'steps', 'projects', 'assets', 'aplus_contents')
                     then 'user_id in (select current_setting(''listingd.user_id'', true))'
                 when c.relname = 'attempts'
-                    then 'exists (select from listingd.jobs as j where j.id = job_id)'
+                    then 'exists (select from listingd.job_states as s where s.id = job_id)'
             end as shows
         from pg_class as c
         where c.relnamespace = 'listingd'::regnamespace and c.relkind in ('r', 'p')

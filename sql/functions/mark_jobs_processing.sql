@@ -58,7 +58,7 @@ begin
     )
     select c.id, c.fence, c.kind, c.user_id, c.attempt, c.max_attempts, j.input
     from claimed as c
-    join listingd.jobs as j on j.id = c.id
+    join listingd.jobs as j on j.user_id = c.user_id and j.id = c.id
     order by c.fence;
     delete from listingd.kind_places as p
     where

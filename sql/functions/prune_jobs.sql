@@ -46,8 +46,10 @@ begin
         union
         select g.sha256 from gone as g
     ) as g;
-    delete from listingd.jobs as j where j.id = any(doomed);
-    delete from listingd.job_states as s where s.id = any(doomed);
+    with gone as (
+        delete from listingd.job_states as s where s.id = any(doomed) returning s.user_id, s.id
+    )
+    delete from listingd.jobs as j using gone as g where j.user_id = g.user_id and j.id = g.id;
     jobs := coalesce(cardinality(doomed), 0);
     last_id := looked[cardinality(looked)];
     return next;

@@ -17,7 +17,8 @@ begin
     if event is null then
         return null;
     end if;
-    select j.webhook into own from listingd.jobs as j where j.id = coalesce(new.parent_id, new.id);
+    select j.webhook into own from listingd.jobs as j
+    where j.user_id = new.user_id and j.id = coalesce(new.parent_id, new.id);
     if own is not null and not coalesce(
         nullif(own -> 'events', '[]'), '["job.completed", "job.failed", "job.cancelled"]'
     ) ? event then

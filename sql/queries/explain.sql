@@ -17,7 +17,7 @@ select
     l.pause_why as lane_paused_why,
     greatest(extract(epoch from l.paused_until - now()), extract(epoch from l.not_before - now()), 0)::float8 as lane_closed_s
 from listingd.jobs as j
-join listingd.job_states as s on s.id = j.id
+join listingd.job_states as s on s.user_id = j.user_id and s.id = j.id
 left join listingd.workers as w on w.id = s.worker
 left join lateral (
     select

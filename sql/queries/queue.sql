@@ -166,7 +166,7 @@ select
     c.id, c.fence, c.kind, c.user_id, c.attempt, c.max_attempts, j.input::text as input_text,
     j.project_id, c.parent_id, j.slot
 from claimed as c
-join listingd.jobs as j on j.id = c.id
+join listingd.jobs as j on j.user_id = c.user_id and j.id = c.id
 union all
 select
     null, null, null, null, null, null,
@@ -283,7 +283,7 @@ claimed as (
             order by c.fence
             for update skip locked
         ))
-    returning s.fence, s.id, s.attempt, s.max_attempts, s.parent_id
+    returning s.fence, s.id, s.user_id, s.attempt, s.max_attempts, s.parent_id
 )
 select
     f.fence, f.kind, f.user_id, f.priority, extract(epoch from f.run_at - clock_timestamp())::float8 as wait_s,
@@ -291,7 +291,7 @@ select
     c.parent_id, j.slot
 from fresh as f
 left join claimed as c on c.fence = f.fence
-left join listingd.jobs as j on j.id = c.id
+left join listingd.jobs as j on j.user_id = c.user_id and j.id = c.id
 order by f.fence
 
 -- name: read_backlog
@@ -394,7 +394,7 @@ with held as (
     update listingd.job_states as s
     set version = s.version + 1
     where s.fence = $1 and s.worker = $2 and s.state = 'processing'
-    returning s.id, s.version
+    returning s.id, s.user_id, s.version
 )
 insert into listingd.assets (
     id, job_id, user_id, project_id, slot, role, content_type, size_bytes, width_px, height_px,
@@ -404,7 +404,7 @@ select
     $3, h.id, j.user_id, j.project_id, $4, $5, $6, $7, $8, $9, $10, $11, $12::jsonb, $13, $14, $15,
     h.version
 from held as h
-join listingd.jobs as j on j.id = h.id
+join listingd.jobs as j on j.user_id = h.user_id and j.id = h.id
 returning version
 
 -- name: save_aplus_content
@@ -412,7 +412,7 @@ returning version
 insert into listingd.aplus_contents (id, job_id, project_id, user_id, locale, document)
 select $3, s.id, j.project_id, j.user_id, $4, $5::jsonb
 from listingd.job_states as s
-join listingd.jobs as j on j.id = s.id
+join listingd.jobs as j on j.user_id = s.user_id and j.id = s.id
 where s.fence = $1 and s.worker = $2 and s.state = 'processing'
 on conflict (job_id) do update set document = excluded.document, locale = excluded.locale
 returning job_id
@@ -505,17 +505,17 @@ select e.id from listingd.expire_jobs($1) as e (id)
 -- webhook's delivery: its endpoint is disabled instead.
 -- $1 id, $2 user_id or null for any
 select c.id, c.state, c.cancel_requested
-from listingd.jobs as j
-cross join lateral listingd.cancel_job(j.id, $2) as c
-where j.id = $1 and j.kind <> 'webhook'
+from listingd.job_states as s
+cross join lateral listingd.cancel_job(s.id, $2) as c
+where s.id = $1 and s.kind <> 'webhook'
 
 -- name: retry_job
 -- The state after the retry; no row for an unknown or foreign id; state unchanged when it cannot be retried.
 -- $1 id, $2 user_id or null for any
 select r.id, r.state, r.retried
-from listingd.jobs as j
-cross join lateral listingd.retry_job(j.id, $2) as r
-where j.id = $1 and j.kind <> 'webhook'
+from listingd.job_states as s
+cross join lateral listingd.retry_job(s.id, $2) as r
+where s.id = $1 and s.kind <> 'webhook'
 
 -- name: read_cancels
 -- Of these fences, the ones whose job is to stop or is no longer this worker's. $1 fences, $2 worker

@@ -2,7 +2,7 @@
 -- Jobs created in a span, grouped as asked: day, kind, provider, user_id (null where not grouped by), jobs, completed,
 -- failed, cancelled, calls, unknown_calls, estimated_usd, actual_usd, p50_s, p95_s (run time of completed jobs).
 -- Grouped by provider a job counts once at each provider it called. Ids begin with their time of creation: the
--- primary key finds the span. $1 first id, $2 id after the last, $3 user_id or null for all,
+-- key of job_states finds the span. $1 first id, $2 id after the last, $3 user_id or null for all,
 -- $4 by day, $5 by kind, $6 by provider, $7 by user, $8 limit
 select
     case when $4 then (j.created_at at time zone 'utc')::date end as day,
@@ -22,7 +22,7 @@ select
     percentile_cont(0.95) within group (order by extract(epoch from s.finished_at - s.started_at)::float8)
         filter (where s.state = 'completed') as p95_s
 from listingd.jobs as j
-join listingd.job_states as s on s.id = j.id
+join listingd.job_states as s on s.user_id = j.user_id and s.id = j.id
 left join lateral (
     select
         case when $6 then p.provider end as provider,
@@ -34,7 +34,7 @@ left join lateral (
     where p.job_id = j.id
     group by 1
 ) as c on true
-where j.id >= $1 and j.id < $2 and j.kind <> 'webhook' and ($3::text is null or j.user_id = $3)
+where s.id >= $1 and s.id < $2 and j.kind <> 'webhook' and ($3::text is null or j.user_id = $3)
 group by 1, 2, 3, 4
 order by 1, 2, 3, 4
 limit $8
@@ -58,10 +58,14 @@ select
     ) as ahead
 from (
     select extract(epoch from s.finished_at - s.started_at)::float8 as run_s
-    from (select l.id, l.kind from listingd.jobs as l order by l.id desc limit 5000) as l
-    join listingd.job_states as s on s.id = l.id
-    where l.kind = $1 and s.state = 'completed'
-    order by l.id desc
+    from (
+        select l.id, l.kind, l.state, l.started_at, l.finished_at
+        from listingd.job_states as l
+        order by l.id desc
+        limit 5000
+    ) as s
+    where s.kind = $1 and s.state = 'completed'
+    order by s.id desc
     limit 200
 ) as r
 

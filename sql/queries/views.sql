@@ -19,8 +19,8 @@ select
     end as position,
     p.estimated_usd, p.actual_usd, p.unknown_calls
 from unnest($1::uuid[]) with ordinality as w (id, n)
-join listingd.jobs as j on j.id = w.id and j.kind <> 'webhook' and ($2::text is null or j.user_id = $2)
-join listingd.job_states as s on s.id = j.id
+join listingd.job_states as s on s.id = w.id and s.kind <> 'webhook' and ($2::text is null or s.user_id = $2)
+join listingd.jobs as j on j.user_id = s.user_id and j.id = s.id
 cross join lateral (
     select
         array_agg(k.id order by k.id) as ids,
@@ -100,57 +100,62 @@ from listingd.job_states as s
 where s.id = any($1::uuid[])
 
 -- name: list_user_jobs
--- The ids of a user's jobs, newest first: created_at, id. $1 user_id, $2 cursor's created_at or null, $3 cursor's
--- id, $4 limit, $5 states or null, $6 kind or null, $7 tag or null, $8 created after or null, $9 created before
+-- The ids of a user's jobs, newest first: created_at, id. Ids begin with their time of creation, so that their order is
+-- the order of creation (to the clocks' difference) and needs no further index. $1 user_id, $2 limit, $3 states or null,
+-- $4 kind or null, $5 tag or null, $6 created after or null, $7 created before or null, $8 cursor's id or null
 select j.created_at, j.id
 from listingd.jobs as j
 join listingd.job_states as s on s.id = j.id
 where
     j.user_id = $1
     and j.kind <> 'webhook'
-    and (j.created_at, j.id) < (coalesce($2, 'infinity'::timestamptz), coalesce($3, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-    and ($5::text[] is null or s.state = any($5))
-    and ($6::text is null or j.kind = $6)
-    and ($7::text is null or j.tags @> array[$7::text])
-    and ($8::timestamptz is null or j.created_at > $8)
-    and ($9::timestamptz is null or j.created_at < $9)
-order by j.created_at desc, j.id desc
-limit $4
+    and j.id < coalesce($8, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+    and ($3::text[] is null or s.state = any($3))
+    and ($4::text is null or j.kind = $4)
+    and ($5::text is null or j.tags @> array[$5::text])
+    and ($6::timestamptz is null or j.created_at > $6)
+    and ($7::timestamptz is null or j.created_at < $7)
+order by j.id desc
+limit $2
 
 -- name: list_all_jobs
--- The same over all users, for a service. Ids begin with their time of creation, so that their order is the
--- order of creation (to the clocks' difference) and needs no further index. $1 unused (null)
-select j.created_at, j.id
-from listingd.jobs as j
-join listingd.job_states as s on s.id = j.id
+-- The same over all users, for a service. $1 unused (null)
+-- `offset 0`: the planner takes the two columns of the key for two filters, expects next to nothing and reads everything.
+select j.created_at, s.id
+from listingd.job_states as s
+cross join lateral (
+    select k.kind, k.tags, k.created_at from listingd.jobs as k where k.user_id = s.user_id and k.id = s.id offset 0
+) as j
 where
     $1::text is null
-    and j.kind <> 'webhook'
-    and ($2::timestamptz is null or j.id < coalesce($3, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-    and ($5::text[] is null or s.state = any($5))
-    and ($6::text is null or j.kind = $6)
-    and ($7::text is null or j.tags @> array[$7::text])
-    and ($8::timestamptz is null or j.created_at > $8)
-    and ($9::timestamptz is null or j.created_at < $9)
-order by j.id desc
-limit $4
+    and s.kind <> 'webhook'
+    and s.id < coalesce($8, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+    and ($3::text[] is null or s.state = any($3))
+    and ($4::text is null or j.kind = $4)
+    and ($5::text is null or j.tags @> array[$5::text])
+    and ($6::timestamptz is null or j.created_at > $6)
+    and ($7::timestamptz is null or j.created_at < $7)
+order by s.id desc
+limit $2
 
 -- name: list_project_jobs
--- The same within a project. $1 user_id or null for any, $2 … $9 as above, $10 project
+-- The same within a project. $1 user_id or null for any, $2 … $8 as above, $9 cursor's created_at or null, $10 project
 select j.created_at, j.id
 from listingd.jobs as j
 join listingd.job_states as s on s.id = j.id
 where
     j.project_id = $10
     and ($1::text is null or j.user_id = $1)
-    and (j.created_at, j.id) < (coalesce($2, 'infinity'::timestamptz), coalesce($3, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-    and ($5::text[] is null or s.state = any($5))
-    and ($6::text is null or j.kind = $6)
-    and ($7::text is null or j.tags @> array[$7::text])
-    and ($8::timestamptz is null or j.created_at > $8)
-    and ($9::timestamptz is null or j.created_at < $9)
+    and (j.created_at, j.id) < (
+        coalesce($9, 'infinity'::timestamptz), coalesce($8, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+    )
+    and ($3::text[] is null or s.state = any($3))
+    and ($4::text is null or j.kind = $4)
+    and ($5::text is null or j.tags @> array[$5::text])
+    and ($6::timestamptz is null or j.created_at > $6)
+    and ($7::timestamptz is null or j.created_at < $7)
 order by j.created_at desc, j.id desc
-limit $4
+limit $2
 
 -- name: list_child_jobs
 -- The same among the children of a job. $1 user_id or null for any, $2 … $9 as above, $10 parent, $11 project or null
@@ -161,14 +166,16 @@ where
     j.parent_id = $10
     and ($11::uuid is null or j.project_id = $11)
     and ($1::text is null or j.user_id = $1)
-    and (j.created_at, j.id) < (coalesce($2, 'infinity'::timestamptz), coalesce($3, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-    and ($5::text[] is null or s.state = any($5))
-    and ($6::text is null or j.kind = $6)
-    and ($7::text is null or j.tags @> array[$7::text])
-    and ($8::timestamptz is null or j.created_at > $8)
-    and ($9::timestamptz is null or j.created_at < $9)
+    and (j.created_at, j.id) < (
+        coalesce($9, 'infinity'::timestamptz), coalesce($8, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+    )
+    and ($3::text[] is null or s.state = any($3))
+    and ($4::text is null or j.kind = $4)
+    and ($5::text is null or j.tags @> array[$5::text])
+    and ($6::timestamptz is null or j.created_at > $6)
+    and ($7::timestamptz is null or j.created_at < $7)
 order by j.created_at desc, j.id desc
-limit $4
+limit $2
 
 -- name: read_asset
 -- One file of a job; no row for an unknown id or somebody else's. $1 id, $2 user_id or null for any
@@ -176,7 +183,7 @@ select
     a.id, a.job_id, j.parent_id, a.project_id, a.user_id, a.slot, a.role, a.content_type, a.size_bytes, a.width_px,
     a.height_px, a.sha256, a.file_name, a.created_at, j.kind, j.input -> 'product' ->> 'sku' as sku
 from listingd.assets as a
-join listingd.jobs as j on j.id = a.job_id
+join listingd.jobs as j on j.user_id = a.user_id and j.id = a.job_id
 where a.id = $1 and ($2::text is null or a.user_id = $2)
 
 -- name: read_job_assets
@@ -184,12 +191,14 @@ where a.id = $1 and ($2::text is null or a.user_id = $2)
 select distinct on (a.job_id, a.role, a.slot)
     a.id, a.job_id, j.parent_id, a.project_id, a.user_id, a.slot, a.role, a.content_type, a.size_bytes, a.width_px,
     a.height_px, a.sha256, a.file_name, a.created_at, j.kind, j.input -> 'product' ->> 'sku' as sku
-from listingd.jobs as j
-join listingd.assets as a on a.job_id = j.id
-where
-    (j.id = $1 or j.parent_id = $1)
-    and ($2::text is null or j.user_id = $2)
-    and a.role <> 'partial'
+from (
+    select s.id from listingd.job_states as s where s.id = $1
+    union all
+    select k.id from listingd.jobs as k where k.parent_id = $1
+) as f
+join listingd.assets as a on a.job_id = f.id
+join listingd.jobs as j on j.user_id = a.user_id and j.id = a.job_id
+where ($2::text is null or j.user_id = $2) and a.role <> 'partial'
 order by a.job_id, a.role, a.slot, a.version desc
 
 -- name: read_job_document
@@ -201,8 +210,9 @@ where c.job_id = $1 and ($2::text is null or c.user_id = $2)
 -- name: find_owner
 -- user_id, project_id and parent_id of a job; no row for an unknown id or somebody else's. $1 id, $2 user_id or null
 select j.user_id, j.project_id, j.parent_id
-from listingd.jobs as j
-where j.id = $1 and j.kind <> 'webhook' and ($2::text is null or j.user_id = $2)
+from listingd.job_states as s
+join listingd.jobs as j on j.user_id = s.user_id and j.id = s.id
+where s.id = $1 and s.kind <> 'webhook' and ($2::text is null or s.user_id = $2)
 
 -- name: read_project
 -- A project with its counts; no row for an unknown id or somebody else's. $1 id, $2 user_id or null for any
@@ -257,8 +267,9 @@ where p.id = $1 and ($2::text is null or p.user_id = $2)
 -- name: read_created_at
 -- id and created_at of those of the jobs that still exist. $1 ids
 select j.id, j.created_at
-from listingd.jobs as j
-where j.id = any($1::uuid[])
+from listingd.job_states as s
+join listingd.jobs as j on j.user_id = s.user_id and j.id = s.id
+where s.id = any($1::uuid[])
 
 -- name: count_open_jobs
 -- How many unfinished jobs a user has, at most the limit, among the newest twice as many. $1 user_id, $2 limit
@@ -269,7 +280,7 @@ from (
         select j.id
         from listingd.jobs as j
         where j.user_id = $1
-        order by j.created_at desc, j.id desc
+        order by j.id desc
         limit 2 * $2::bigint
     ) as n
     join listingd.job_states as s on s.id = n.id
@@ -285,9 +296,9 @@ values ($1, $2, $3, $4, $5, $6, $7)
 -- name: erase_job
 -- state, parent_id and whether it was erased; no row for an unknown id or somebody else's. $1 id, $2 user_id or null
 select e.id, e.state, e.parent_id, e.erased
-from listingd.jobs as j
-cross join lateral listingd.erase_job(j.id, $2) as e
-where j.id = $1 and j.kind <> 'webhook'
+from listingd.job_states as s
+cross join lateral listingd.erase_job(s.id, $2) as e
+where s.id = $1 and s.kind <> 'webhook'
 
 -- name: list_open_user_jobs
 -- For a stream's snapshot: of a user's newest 1000 jobs without parent, those that are open, or were created or ended
@@ -303,27 +314,6 @@ from (
         and ($2::uuid is null or j.project_id = $2)
         and ($3::text is null or j.tags @> array[$3::text])
         and ($4::text is null or j.kind = $4)
-    order by j.created_at desc, j.id desc
-    limit 1000
-) as n
-join listingd.job_states as s on s.id = n.id
-where s.state in ('pending', 'processing', 'waiting') or s.finished_at > $5::timestamptz or n.created_at > $5::timestamptz
-order by n.created_at desc, n.id desc
-limit $6
-
--- name: list_open_jobs
--- The same over all users, for a service. $1 unused (null)
-select n.id
-from (
-    select j.id, j.created_at
-    from listingd.jobs as j
-    where
-        $1::text is null
-        and j.parent_id is null
-        and j.kind <> 'webhook'
-        and ($2::uuid is null or j.project_id = $2)
-        and ($3::text is null or j.tags @> array[$3::text])
-        and ($4::text is null or j.kind = $4)
     order by j.id desc
     limit 1000
 ) as n
@@ -332,27 +322,39 @@ where s.state in ('pending', 'processing', 'waiting') or s.finished_at > $5::tim
 order by n.id desc
 limit $6
 
+-- name: list_open_jobs
+-- The same over all users, for a service. $1 unused (null)
+select n.id
+from (
+    select s.id, s.state, s.finished_at, j.created_at
+    from listingd.job_states as s
+    cross join lateral (
+        select k.kind, k.tags, k.project_id, k.created_at
+        from listingd.jobs as k
+        where k.user_id = s.user_id and k.id = s.id
+        offset 0
+    ) as j
+    where
+        $1::text is null
+        and s.parent_id is null
+        and s.kind <> 'webhook'
+        and ($2::uuid is null or j.project_id = $2)
+        and ($3::text is null or j.tags @> array[$3::text])
+        and ($4::text is null or j.kind = $4)
+    order by s.id desc
+    limit 1000
+) as n
+where n.state in ('pending', 'processing', 'waiting') or n.finished_at > $5::timestamptz or n.created_at > $5::timestamptz
+order by n.id desc
+limit $6
+
 -- name: list_new_user_jobs
--- A user's jobs without parent that were created after a time. $1 … $6 as above, since not null
+-- A user's jobs without parent that were created after a time. $1 … $6 as above, since not null, $7 an id below theirs
 select j.id
 from listingd.jobs as j
 where
     j.user_id = $1
-    and j.created_at > $5::timestamptz
-    and j.parent_id is null
-    and j.kind <> 'webhook'
-    and ($2::uuid is null or j.project_id = $2)
-    and ($3::text is null or j.tags @> array[$3::text])
-    and ($4::text is null or j.kind = $4)
-order by j.created_at desc
-limit $6
-
--- name: list_new_jobs
--- The same over all users. $1 lowest id of that time (ids begin with it), $5 since
-select j.id
-from listingd.jobs as j
-where
-    j.id > $1::uuid
+    and j.id > $7::uuid
     and j.created_at > $5::timestamptz
     and j.parent_id is null
     and j.kind <> 'webhook'
@@ -360,6 +362,28 @@ where
     and ($3::text is null or j.tags @> array[$3::text])
     and ($4::text is null or j.kind = $4)
 order by j.id desc
+limit $6
+
+-- name: list_new_jobs
+-- The same over all users. $1 unused (null)
+select s.id
+from listingd.job_states as s
+cross join lateral (
+    select k.kind, k.tags, k.project_id, k.created_at
+    from listingd.jobs as k
+    where k.user_id = s.user_id and k.id = s.id
+    offset 0
+) as j
+where
+    $1::text is null
+    and s.id > $7::uuid
+    and j.created_at > $5::timestamptz
+    and s.parent_id is null
+    and s.kind <> 'webhook'
+    and ($2::uuid is null or j.project_id = $2)
+    and ($3::text is null or j.tags @> array[$3::text])
+    and ($4::text is null or j.kind = $4)
+order by s.id desc
 limit $6
 
 -- name: take_idempotency_key
