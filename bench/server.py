@@ -19,6 +19,8 @@ TOLD_SETTINGS = (
     "fsync", "synchronous_commit", "full_page_writes", "wal_sync_method", "shared_buffers", "max_wal_size",
     "checkpoint_timeout", "max_connections", "wal_compression", "autovacuum",
 )  # fmt: skip
+SEGMENTS = 6
+"""One more than what min_wal_size keeps for later."""
 
 
 class Server:
@@ -61,6 +63,11 @@ class Server:
         """CPU spent by the server so far, seconds: the postmaster, its children and those that ended."""
         return processes.cpu_s(self.pid, ended_children=True)
 
+    async def make_segments(self) -> None:
+        """WAL segments to be used again, as after a while: a new one is filled with zeros while every commit waits."""
+        switch = "select pg_logical_emit_message(false, 'bench', ''); select pg_switch_wal()"
+        await self.execute("postgres", *[switch] * SEGMENTS, "checkpoint", "checkpoint")
+
     async def describe(self) -> str:
         """Version and settings, as the server shows them."""
         version = await self.fetch_value("postgres", "show server_version")
@@ -79,7 +86,9 @@ async def temporary_server(directory: Path | None) -> AsyncIterator[Server]:
     postgres = PostgresServer(home / "postgres")
     try:
         await asyncio.to_thread(postgres.start)
-        yield Server(postgres)
+        server = Server(postgres)
+        await server.make_segments()
+        yield server
     finally:
         await asyncio.to_thread(postgres.stop)
         shutil.rmtree(home, ignore_errors=True)

@@ -26,7 +26,7 @@ async def test_reads_without_their_where_show_own_rows_alone(api: Api) -> None:
     db.sql = {**db.sql, **{n: t for n, t in without_users().items() if t != load_queries()[n]}}
 
     # The first wall is down …
-    arguments = ["ada", None, None, 21, None, None, None, None, None]
+    arguments = ["ada", 21, None, None, None, None, None, None]
     assert 2 == len(await db.fetch("list_user_jobs", *arguments))
 
     # … and the second one stands.
