@@ -132,11 +132,11 @@ class Listingd(Peer):
             return
         await self.client.call("POST", "/v1/jobs", {"kind": "ping", "input": {"echo": i}})
 
-    def name_user(self, i: int) -> dict[str, str]:
-        return {"user_id": f"user-{i % USERS}"} if USERS > 1 else {}
-
     async def many(self, ids: Any) -> None:
-        jobs = [{"kind": "ping", "input": {"echo": i}} | self.name_user(i) for i in ids]
+        jobs: list[dict[str, Any]] = [{"kind": "ping", "input": {"echo": i}} for i in ids]
+        if USERS > 1:
+            for i, job in zip(ids, jobs, strict=True):
+                job["user_id"] = f"user-{i % USERS}"
         if HOW == "sql":
             await self.connection.fetch("select listingd.enqueue_jobs($1::jsonb)", json.dumps(jobs))
             return
