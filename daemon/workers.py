@@ -206,17 +206,21 @@ class Workers:
             self._end(job, outcomes.interrupted(job), 0.0)
             return
         self._todo.append(job)
-        if self._idle and not self._waking:
+        if len(self._todo) == 1:
+            self._wake_workers()  # before anything else that is ready to run
+        elif self._idle and not self._waking:
             self._waking = True
             asyncio.get_running_loop().call_soon(self._wake_workers)
 
     def _wake_workers(self) -> None:
-        """Wake two idle workers for what waits; each wakes two more when its job waits too."""
+        """Wake two idle workers for what waits; each wakes two more when more waits."""
         self._waking = False
-        for _ in range(min(2, len(self._todo), len(self._idle))):
+        wanted = min(2, len(self._todo))
+        while wanted and self._idle:
             idle = self._idle.pop()
-            if not idle.done():
+            if not idle.done():  # its worker was cancelled
                 idle.set_result(None)
+                wanted -= 1
 
     async def _work(self) -> None:
         """One worker: takes jobs for ever."""
