@@ -30,7 +30,7 @@ LEFT = "select count(*) from listingd.job_states where state <> 'completed'"
 
 
 async def has_ended(connection: asyncpg.Connection) -> bool:
-    return await connection.fetchval(LEFT) == 0
+    return bool(await connection.fetchval(LEFT) == 0)
 
 
 async def run(directory: Path, jobs: int) -> None:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import uvloop
 
@@ -117,7 +118,7 @@ async def streams(connect: Callable[[], Awaitable[Client]], pid: int, seconds: f
     await _stir(connect, victims, heard, seconds, f"{STREAMS} streams")
     for job_id in ids[STREAMS:]:
         deaf = await connect()
-        deaf.writer.transport.pause_reading()
+        cast("asyncio.Transport", deaf.writer.transport).pause_reading()
         deaf.send("GET", f"/v1/jobs/{job_id}/events")
         held.append(deaf)
     await _stir(connect, victims, heard, seconds, f"the same, {DEAF} that never read")

@@ -252,7 +252,7 @@ async def measure_slow(directory: Path, dsn: str, slow_s: float) -> bool:
                 shop.openai.latency_s, shop.removebg.latency_s, shop.gemini.latency_s = slow_s, 1.5, 3.0
                 for kind in ("pack", "aplus"):
                     bases = [len(shop.paid_calls(server)) for server in shop.servers]
-                    began, used_s = time.monotonic(), cpu_s(daemon.process.pid)
+                    began, used_s = time.monotonic(), cpu_s(daemon.pid)
                     if kind == "pack":
                         job_id = await order_pack(client, photo(1200, 1400), user_id=kind)
                     else:
@@ -273,7 +273,7 @@ async def measure_slow(directory: Path, dsn: str, slow_s: float) -> bool:
                         paint_began_s=[
                             round(call.started_s - began, 2) for call in shop.paid_calls(shop.openai)[bases[0]:]
                         ],
-                        cpu_s=round(cpu_s(daemon.process.pid) - used_s, 2), load=round(os.getloadavg()[0], 1),
+                        cpu_s=round(cpu_s(daemon.pid) - used_s, 2), load=round(os.getloadavg()[0], 1),
                     )  # fmt: skip
             differences = await shop.differences(sql)
             write(

@@ -49,7 +49,7 @@ def tell_claims(queue: Any) -> None:
     queue.flush, queue.claim_fresh = time_claims(queue.flush), time_claims(queue.claim_fresh)
 
 
-class Listingd(Peer):
+class Listingd(Peer):  # type: ignore[misc]
     name = "listingd"
     dists = ("asyncpg", "aiohttp", "uvloop")
     settings: ClassVar = {"enqueue": HOW, "workers": WORKERS, "loop": "uvloop", "log": "warning"}

@@ -101,7 +101,7 @@ async def measure_retry_after(shop: Shop, sql: asyncpg.Pool, buyer: Buyer, how: 
     busy = await drain_pings(sql)
     line: dict[str, Any] = {"retry_after": value or None}
     if how == "huge":
-        due_s = await sql.fetchval(
+        due_s: float = await sql.fetchval(
             "select extract(epoch from run_at - now())::float8 from listingd.job_states where id = $1::uuid",
             job_id,
         )
@@ -125,9 +125,8 @@ async def drain_pings(sql: asyncpg.Pool) -> float:
     ids = [row[0] for row in await sql.fetch("select listingd.enqueue_jobs($1::jsonb)", pings)]
 
     async def have_ended() -> bool:
-        return await sql.fetchval(
-            "select not exists (select from listingd.job_states where id = any ($1) and state <> 'completed')", ids
-        ) is True  # fmt: skip
+        left = "select exists (select from listingd.job_states where id = any ($1) and state <> 'completed')"
+        return not await sql.fetchval(left, ids)
 
     await eventually(have_ended, within_s=60)
     return round(PINGS / (time.monotonic() - began))

@@ -188,9 +188,11 @@ class Workers:
 
     def take_up(self, promised: int, claimed: Sequence[ClaimedJob]) -> None:
         self._born -= promised
+        self._waking = True  # at once, below: before the record that brings these claims to the disk is sent
         for job in claimed:
             self._scheduler.count_fresh(job.kind, job.user_id)
             self.begin(job)
+        self._wake_workers()
         if claimed:
             metrics.CLAIM_BATCH.observe(len(claimed))
             self._changes.mark([i for job in claimed for i in (job.id, job.parent_id) if i is not None])
@@ -206,9 +208,7 @@ class Workers:
             self._end(job, outcomes.interrupted(job), 0.0)
             return
         self._todo.append(job)
-        if len(self._todo) == 1:
-            self._wake_workers()  # before anything else that is ready to run
-        elif self._idle and not self._waking:
+        if self._idle and not self._waking:
             self._waking = True
             asyncio.get_running_loop().call_soon(self._wake_workers)
 

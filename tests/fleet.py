@@ -181,6 +181,13 @@ class Daemon:
         self.process = NURSERY.spawn(env=self.env, cwd=self.directory, log=self._log, kinds=self._kinds)
 
     @property
+    def pid(self) -> int:
+        """Of the latest run."""
+        assert self.process is not None
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
     def url(self) -> str:
         """Of the latest run."""
         return next(str(line["url"]) for line in self.read_log() if line.get("event") == "service.ready")

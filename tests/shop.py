@@ -72,7 +72,7 @@ class Shop:
     ) -> None:
         await self._stack.aclose()
 
-    def settings(self, **more: object) -> dict[str, object]:
+    def settings(self, **more: Any) -> dict[str, Any]:
         """For fleet.Daemon: all three configured, with rates that no test reaches by accident."""
         return {
             "openai__api_key": self.openai.api_key, "openai__base_url": self.openai.base_url,

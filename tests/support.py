@@ -6,12 +6,20 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
-async def eventually(condition: Callable[[], T | Awaitable[T]], within_s: float = 5.0) -> T:
+@overload
+async def eventually(condition: Callable[[], Awaitable[T | None]], within_s: float = 5.0) -> T: ...
+
+
+@overload
+async def eventually(condition: Callable[[], T | None], within_s: float = 5.0) -> T: ...
+
+
+async def eventually(condition: Callable[[], Any], within_s: float = 5.0) -> Any:
     """The first truthy value of `condition` (plain or async); AssertionError after `within_s` seconds."""
     deadline = time.monotonic() + within_s
     pause_s = 0.002

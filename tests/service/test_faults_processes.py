@@ -222,7 +222,7 @@ async def test_a_state_dir_serves_one_daemon(daemon: MakeDaemon, dsn: str) -> No
     code = await second.wait(60)
 
     assert code != 0
-    assert f"process {one.process.pid}" in "".join(str(line) for line in second.read_log())  # type: ignore[union-attr]
+    assert f"process {one.pid}" in "".join(str(line) for line in second.read_log())
 
 
 async def test_a_handler_that_never_ends_does_not_keep_the_process(
