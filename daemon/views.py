@@ -185,16 +185,8 @@ class Views:
         # Ids are made a moment before their row is stored, on a clock that may differ by a little.
         lowest = first_id(since.timestamp() - 60)
         rows = await self._db.fetch_as(
-            wanted.user_id,
-            name,
-            wanted.user_id,
-            wanted.project_id,
-            wanted.tag,
-            wanted.kind,
-            since,
-            limit,
-            lowest,
-        )
+            wanted.user_id, name, wanted.user_id, wanted.project_id, wanted.tag, wanted.kind, since, limit, lowest
+        )  # fmt: skip
         return [row["id"] for row in rows]
 
     async def read_file(self, file_id: UUID, user_id: str | None) -> File | None:
