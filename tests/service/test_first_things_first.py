@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +10,8 @@ from pydantic import SecretStr
 
 from daemon.handlers import HANDLERS
 from daemon.handlers.context import JobContext
-from daemon.jobs import NewJob
+from daemon.jobs import ClaimedJob, NewJob
+from daemon.queue import Fresh
 from daemon.service import Service, run_service
 from daemon.settings import Http, Settings
 from tests.support import eventually
@@ -42,23 +42,30 @@ async def service(settings: Settings, database: str, order: list[str]) -> AsyncI
 async def test_a_job_found_by_its_notification_starts_before_its_claim_is_brought_to_the_disk(
     service: Service, order: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bring = service.queue.make_lasting
+    bring, claim = service.queue.make_lasting, service.queue.claim_fresh
+    claimed: list[ClaimedJob] = []
 
-    async def tell() -> None:
+    async def tell_disk() -> None:
         order.append("disk")
         await bring()
 
-    monkeypatch.setattr(service.queue, "make_lasting", tell)
+    async def tell_claims(*arguments: Any, **more: Any) -> Fresh:
+        fresh = await claim(*arguments, **more)
+        claimed.extend(fresh.claimed)
+        return fresh
+
+    monkeypatch.setattr(service.queue, "make_lasting", tell_disk)
+    monkeypatch.setattr(service.queue, "claim_fresh", tell_claims)
 
     async def is_claimed_at_sight() -> bool:
         """Not when a look that was under way has found it."""
         order.clear()
         await service.db.pool.fetch("select listingd.enqueue_job('ping')")
         await eventually(lambda: "handler" in order)
-        await asyncio.sleep(0.05)
-        return "disk" in order
+        return bool(claimed)
 
     await eventually(is_claimed_at_sight)
+    await eventually(lambda: len(order) == 2)
     assert ["handler", "disk"] == order
 
 
