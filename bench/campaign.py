@@ -26,6 +26,7 @@ class Sizes:
     jobs: int = 20_000
     finished: int = 1_000_000
     pending: int = 200_000
+    bulk: int = 100_000
     enqueue_s: float = 1.6
     http_s: float = 2.0
     sustained_s: float = 7.0
@@ -35,7 +36,7 @@ class Sizes:
 
 
 QUICK = Sizes(
-    jobs=2_000, finished=10_000, pending=5_000, enqueue_s=0.5, http_s=0.5, sustained_s=2.0, idle_s=1.0, samples=40,
+    jobs=2_000, finished=10_000, pending=5_000, bulk=5_000, enqueue_s=0.5, http_s=0.5, sustained_s=2.0, idle_s=1.0, samples=40,
     held_s=3.0,
 )  # fmt: skip
 

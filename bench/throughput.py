@@ -194,7 +194,7 @@ async def enqueue(campaign: Campaign) -> None:
                 }  # fmt: skip
 
             async def take_bulk(c: Contestant = contestant) -> Figures:
-                jobs = min(c.jobs or campaign.sizes.jobs, campaign.sizes.jobs)
+                jobs = min(c.jobs or campaign.sizes.bulk, campaign.sizes.bulk)
                 async with campaign.fresh(c) as database:
                     await campaign.server.settle(database)
                     said = await Producer(
