@@ -32,6 +32,7 @@ async def _make_document(settings: Settings) -> dict[str, Any]:
     from daemon.api.admission import Admission
     from daemon.api.deps import ApiDeps
     from daemon.changes import Changes
+    from daemon.creator import Creator
     from daemon.db import Database
     from daemon.durations import Durations
     from daemon.explain import Explainer
@@ -45,8 +46,9 @@ async def _make_document(settings: Settings) -> dict[str, Any]:
 
     db = Database(settings, dsn="")
     providers = build_providers(settings)
+    queue = Queue(db)
     deps = ApiDeps(
-        settings=settings, db=db, queue=Queue(db), views=Views(db), changes=Changes(),
+        settings=settings, db=db, queue=queue, creator=Creator(queue), views=Views(db), changes=Changes(),
         storage=await open_storage(settings.model_copy(update={"storage_url": "memory://"})),
         admission=Admission(db, Ledger(db, settings.budgets), providers, open_jobs_per_user=1),
         steer=_nothing,

@@ -31,6 +31,7 @@ from daemon.api.auth import BearerAuthenticator
 from daemon.api.deps import ApiDeps, Readiness
 from daemon.attempt import Attempt, Services, with_children
 from daemon.changes import Changes
+from daemon.creator import Creator
 from daemon.durations import Durations
 from daemon.embedded import embedded_postgres, hold_state_dir
 from daemon.errors import Unavailable
@@ -129,6 +130,7 @@ class Service:
     settings: Settings
     db: database.Database
     queue: Queue
+    creator: Creator
     scheduler: Scheduler
     workers: Workers
     lease: Lease
@@ -248,7 +250,8 @@ async def _build(
         make_context=lambda job: Attempt(job, services), lease=lease, changes=changes, durations=durations,
         settings=settings,
     )  # fmt: skip
-    queue.births = workers
+    queue.on_cancel = workers.hint_cancel
+    creator = Creator(queue, births=workers)
     feeder = Feeder(queue, scheduler, poll_s=settings.poll_s, on_ready=workers.wake, pool=workers)
     workers.flusher.feeder = feeder
     steering = Steering(
@@ -270,13 +273,13 @@ async def _build(
     )  # fmt: skip
     service_key = find_service_key(settings).get_secret_value()
     service = Service(
-        settings, db, queue, scheduler, workers, lease, listener, steering, housekeeper, Supervisor(), service_key,
+        settings, db, queue, creator, scheduler, workers, lease, listener, steering, housekeeper, Supervisor(), service_key,
     )  # fmt: skip
     keys = ServiceKeys(db, first_key=service_key)
     users = UserTokens(settings.auth, await _open_key_set(settings, stack))
     read_tokens = ReadTokens(db)
     deps = ApiDeps(
-        settings=settings, db=db, queue=queue, views=Views(db, base_url=settings.http.public_url or ""), changes=changes, storage=storage,
+        settings=settings, db=db, queue=queue, creator=creator, views=Views(db, base_url=settings.http.public_url or ""), changes=changes, storage=storage,
         admission=Admission(db, ledger, providers, open_jobs_per_user=settings.limits.open_jobs_per_user),
         authenticator=BearerAuthenticator(
             keys=keys, users=users, read_tokens=read_tokens,
@@ -290,7 +293,7 @@ async def _build(
         "workers": workers.run_pool,
         **{f"flusher-{number}": workers.flusher.run for number in range(FLIGHTS)},
         "feeder": feeder.run,
-        "creator": queue.run_creator,
+        "creator": creator.run,
         "listener": listener.run,
         "watch": workers.run_watch,
         "cancels": workers.run_cancels,

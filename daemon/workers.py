@@ -147,7 +147,7 @@ class Workers:
         """Some job is to be cancelled, perhaps one of ours."""
         self._cancels.set()
 
-    # -- births (queue.BirthDesk) ------------------------------------------------------------------------
+    # -- births (creator.BirthDesk) ------------------------------------------------------------------------
 
     def admit(self, kind: str, user_id: str) -> bool:
         if self.draining or self.free_slots() <= 0 or not self._lease.is_safe():

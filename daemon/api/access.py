@@ -11,8 +11,8 @@ from uuid import UUID
 from aiohttp import web
 
 from daemon.api.principal import PRINCIPAL, Principal
+from daemon.creator import Idempotency
 from daemon.errors import FieldError, InvalidInput, NotFound
-from daemon.queue import Idempotency
 from daemon.views import JobFilter
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)

@@ -9,6 +9,7 @@ from typing import Any
 from daemon.api.admission import Admission
 from daemon.api.principal import Authenticator
 from daemon.changes import Changes
+from daemon.creator import Creator
 from daemon.db import Database
 from daemon.explain import Explainer
 from daemon.queue import Queue
@@ -32,6 +33,7 @@ class ApiDeps:
     settings: Settings
     db: Database
     queue: Queue
+    creator: Creator
     views: Views
     changes: Changes
     storage: Storage

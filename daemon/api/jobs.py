@@ -26,10 +26,10 @@ from daemon.api.feed import Feed
 from daemon.api.idempotency import REPLAYED
 from daemon.api.principal import PRINCIPAL, Principal
 from daemon.api.routing import Answer, Route
+from daemon.creator import Created
+from daemon.creator import Idempotency as JobKey
 from daemon.errors import BudgetSpent, Conflict, InvalidInput, TooManyRequests
 from daemon.jobs import NewJob
-from daemon.queue import Created
-from daemon.queue import Idempotency as JobKey
 from daemon.views import Job, JobFilter, dump
 from daemon.webhook_sending import check_url
 
@@ -41,6 +41,7 @@ class Jobs:
     """The handlers of one application."""
 
     def __init__(self, deps: ApiDeps, feed: Feed) -> None:
+        self._creator = deps.creator
         self._queue = deps.queue
         self._db = deps.db
         self._admission = deps.admission
@@ -205,7 +206,7 @@ class Jobs:
                 raise
 
     async def _store(self, jobs: list[NewJob], key: JobKey | None) -> list[Created]:
-        created = await self._queue.create(jobs, idempotency=key)
+        created = await self._creator.create(jobs, idempotency=key)
         if len(created) != len(jobs):
             # Only a key whose fingerprint agrees comes here, so that the bodies are the same.
             raise Conflict("The earlier batch is not complete.", code="conflict")

@@ -22,6 +22,7 @@ from daemon.api.admission import Admission
 from daemon.api.deps import ApiDeps, Readiness
 from daemon.api.principal import SCOPES, Principal
 from daemon.changes import Changes
+from daemon.creator import Creator
 from daemon.db import Database
 from daemon.durations import Durations
 from daemon.errors import Unauthenticated
@@ -155,8 +156,9 @@ async def running_api(settings: Settings, db: Database, storage: Storage) -> Asy
         return Readiness(not draining, {"database": "ok"})
 
     providers = build_providers(settings)
+    queue = Queue(db)
     deps = ApiDeps(
-        settings=settings, db=db, queue=Queue(db), views=views, changes=Changes(), storage=storage,
+        settings=settings, db=db, queue=queue, creator=Creator(queue), views=views, changes=Changes(), storage=storage,
         admission=Admission(
             db, Ledger(db, settings.budgets), providers, open_jobs_per_user=settings.limits.open_jobs_per_user
         ),
@@ -165,7 +167,7 @@ async def running_api(settings: Settings, db: Database, storage: Storage) -> Asy
     )  # fmt: skip
     keys_of_all = ServiceKeys(db, first_key=SERVICE_KEY)
     app = build_app(deps, list_operator_routes(deps, keys_of_all, providers))
-    creator = asyncio.create_task(deps.queue.run_creator())
+    creator = asyncio.create_task(deps.creator.run())
     headers = {"Authorization": f"Bearer {SERVICE_KEY}"}
     try:
         async with aiohttp.ClientSession(headers=headers) as client, serve(app, settings) as url:

@@ -16,6 +16,7 @@ from daemon.api.admission import Admission
 from daemon.api.auth import BearerAuthenticator
 from daemon.api.deps import ApiDeps, Readiness
 from daemon.changes import Changes
+from daemon.creator import Creator
 from daemon.db import Database
 from daemon.durations import Durations
 from daemon.explain import Explainer
@@ -72,8 +73,9 @@ async def operated(settings: Settings, db: Database) -> AsyncIterator[Operated]:
     async def readiness() -> Readiness:
         return Readiness(True, {})
 
+    queue = Queue(db)
     deps = ApiDeps(
-        settings=settings, db=db, queue=Queue(db), views=Views(db), changes=Changes(),
+        settings=settings, db=db, queue=queue, creator=Creator(queue), views=Views(db), changes=Changes(),
         storage=await open_storage(settings),
         admission=Admission(
             db, Ledger(db, settings.budgets), providers, open_jobs_per_user=settings.limits.open_jobs_per_user
@@ -85,7 +87,7 @@ async def operated(settings: Settings, db: Database) -> AsyncIterator[Operated]:
         readiness=readiness, is_draining=lambda: False,
     )  # fmt: skip
     app = build_app(deps, list_operator_routes(deps, keys, providers))
-    creator = asyncio.create_task(deps.queue.run_creator())
+    creator = asyncio.create_task(deps.creator.run())
     try:
         async with aiohttp.ClientSession() as client, serve(app, settings) as url:
             yield Operated(url, client, db)

@@ -5,24 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from daemon.creator import Creator
 from daemon.db import Database
-from daemon.errors import Conflict, InvalidInput
-from daemon.feeder import HORIZON_S
 from daemon.jobs import NewJob, State, new_id
-from daemon.queue import BirthDesk, Ended, Flushed, Idempotency, NoBirths, Queue
+from daemon.queue import Ended, Flushed, Queue
 
 
 class Desk:
     """A queue with a registered worker and its flusher's connection."""
 
-    def __init__(self, db: Database, queue: Queue, connection: Any, worker: int) -> None:
-        self.db, self.queue, self.connection, self.worker = db, queue, connection, worker
+    def __init__(self, db: Database, connection: Any) -> None:
+        self.db, self.connection = db, connection
+        self.queue = Queue(db)
+        self.creator = Creator(self.queue)
+        self.worker = 0
 
     async def flush(self, *ended: Ended, claims: list[int] = [], worker: int | None = None) -> Flushed:  # noqa: B006
         return await self.queue.flush(self.connection, ended, worker or self.worker, claims)
@@ -36,7 +37,7 @@ class Desk:
         return await self.connection.fetchrow("select * from listingd.job_states where id = $1", job_id)
 
     async def create(self, *jobs: NewJob) -> list[UUID]:
-        return [made.id for made in await self.queue.create(jobs or [NewJob("ping", {})])]
+        return [made.id for made in await self.creator.create(jobs or [NewJob("ping", {})])]
 
     async def claim(self, *jobs: NewJob) -> tuple[UUID, int]:
         (job_id,) = await self.create(*jobs)
@@ -50,36 +51,15 @@ class Desk:
         return int(row["id"])
 
 
-class CountedLooks(NoBirths):
-    """Counts how often the feeder is asked to look."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def look(self) -> None:
-        self.count += 1
-
-
-class BornAtOnce(NoBirths):
-    """A worker with a free slot for every new job."""
-
-    def __init__(self, worker: int) -> None:
-        self.worker_id = worker
-
-    def admit(self, kind: str, user_id: str) -> bool:
-        return True
-
-
 @pytest.fixture
 async def desk(db: Database) -> AsyncIterator[Desk]:
-    queue = Queue(db)
     connection = await db.dedicated_connection("test")
-    desk = Desk(db, queue, connection, 0)
+    desk = Desk(db, connection)
     desk.worker = await desk.start_worker(instance="test")
     async with asyncio.TaskGroup() as group:
-        creator = group.create_task(queue.run_creator())
+        running = group.create_task(desk.creator.run())
         yield desk
-        creator.cancel()
+        running.cancel()
     connection.terminate()
 
 
@@ -306,71 +286,6 @@ async def test_retrying_a_pack_revives_only_what_failed(desk: Desk) -> None:
     assert not again.changed
 
 
-async def test_the_same_key_at_once_makes_one_job(desk: Desk) -> None:
-    """P1: a client that retries gets the job it already has."""
-    key = Idempotency("user:u", "k1", "hash")
-
-    made = await asyncio.gather(
-        *(desk.queue.create([NewJob("ping", {})], idempotency=key) for _ in range(100))
-    )
-
-    assert 1 == len({m[0].id for m in made})
-    assert 1 == sum(not m[0].replayed for m in made)
-    assert 1 == await desk.connection.fetchval("select count(*) from listingd.jobs")
-
-
-async def test_a_keyed_batch_is_replayed_whole(desk: Desk) -> None:
-    key = Idempotency("user:u", "k1", "hash")
-    jobs = [NewJob("ping", {"echo": i}) for i in range(3)]
-
-    first = await desk.queue.create(jobs, idempotency=key)
-    second = await desk.queue.create(jobs, idempotency=key)
-
-    assert [m.id for m in first] == [m.id for m in second]
-    assert all(m.replayed for m in second)
-    assert 3 == await desk.connection.fetchval("select count(*) from listingd.jobs")
-
-
-@pytest.mark.parametrize(("due_in_s", "is_looked_at"), [(-5.0, True), (HORIZON_S, True), (86_400.0, False)])
-async def test_only_a_job_that_is_due_soon_is_looked_at(
-    desk: Desk, due_in_s: float, is_looked_at: bool
-) -> None:
-    """The feeder finds the others by its polls: a look for each of them cost as much as storing it."""
-    desk.queue.births = looks = CountedLooks()
-
-    await desk.create(NewJob("ping", {}, run_at=datetime.now(UTC) + timedelta(seconds=due_in_s)))
-
-    assert is_looked_at == (looks.count == 1)
-
-
-async def test_other_processes_hear_only_of_what_they_could_run_soon(desk: Desk) -> None:
-    """A notification makes each of them read, and commits that carry one wait for each other."""
-    heard: list[str] = []
-    await desk.connection.add_listener("listingd_jobs", lambda *_: heard.append("jobs"))
-
-    async def is_told(births: BirthDesk, due_in_s: float | None = None) -> bool:
-        desk.queue.births = births
-        heard.clear()
-        run_at = None if due_in_s is None else datetime.now(UTC) + timedelta(seconds=due_in_s)
-        await desk.create(NewJob("ping", {}, run_at=run_at))
-        for _ in range(2):  # the server tells before it answers; the callback runs before the second answer
-            await desk.connection.fetchval("select 1")
-        return bool(heard)
-
-    assert await is_told(NoBirths())
-    assert await is_told(NoBirths(), due_in_s=HORIZON_S)
-    assert not await is_told(NoBirths(), due_in_s=86_400.0)
-    assert not await is_told(BornAtOnce(desk.worker))
-
-
-async def test_a_key_with_another_body_is_refused(desk: Desk) -> None:
-    await desk.queue.create([NewJob("ping", {})], idempotency=Idempotency("u", "k", "one"))
-
-    with pytest.raises(InvalidInput) as caught:
-        await desk.queue.create([NewJob("ping", {})], idempotency=Idempotency("u", "k", "two"))
-    assert "idempotency_key_reused" == caught.value.code
-
-
 async def test_a_low_fence_that_a_claim_has_lowered_is_not_raised_over_it(desk: Desk) -> None:
     """The raise was decided before the claim; whichever reaches the database second wins."""
 
@@ -402,16 +317,6 @@ async def test_a_unique_key_gives_the_job_that_holds_it(desk: Desk) -> None:
     await desk.flush(claims=[fence])
     await desk.flush(Ended(fence, State.COMPLETED))
     assert first != await enqueue()
-
-
-async def test_one_unstorable_job_refuses_nobody_else(desk: Desk) -> None:
-    good = desk.queue.create([NewJob("ping", {"echo": "fine"})])
-    bad = desk.queue.create([NewJob("ping", {"echo": "\x00"})])
-
-    answers = await asyncio.gather(good, bad, return_exceptions=True)
-
-    assert not isinstance(answers[0], BaseException)
-    assert isinstance(answers[1], InvalidInput)
 
 
 async def test_expired_jobs_fail_and_are_not_claimed(desk: Desk) -> None:
@@ -493,12 +398,3 @@ async def test_claim_and_finish_touch_no_index(desk: Desk) -> None:
     updates = row["n_tup_upd"] + totals["n_tup_upd"]
     assert updates >= 200
     assert (row["n_tup_hot_upd"] + totals["n_tup_hot_upd"]) / updates > 0.7
-
-
-async def test_conflict_says_what_to_do(desk: Desk) -> None:
-    """A unique key whose holder ends at this moment: the caller is told to send it again."""
-    queue = desk.queue
-
-    with pytest.raises(Conflict) as caught:
-        await queue._replay(desk.connection, Idempotency("nobody", "none", "x"))
-    assert "idempotency_in_flight" == caught.value.code

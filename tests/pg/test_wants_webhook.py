@@ -11,6 +11,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from daemon.creator import Creator
 from daemon.db import Database
 from daemon.jobs import NewJob, new_id
 from daemon.queue import Queue
@@ -20,11 +21,11 @@ Door = Callable[[Database, str, Mapping[str, Any] | None], Awaitable[UUID]]
 
 async def by_http(db: Database, user_id: str, webhook: Mapping[str, Any] | None) -> UUID:
     """What the API does: create_jobs."""
-    queue = Queue(db)
-    creator = asyncio.ensure_future(queue.run_creator())
-    (made,) = await queue.create([NewJob("ping", {}, user_id=user_id, webhook=webhook)])
-    creator.cancel()
-    await asyncio.wait([creator])
+    creator = Creator(Queue(db))
+    running = asyncio.ensure_future(creator.run())
+    (made,) = await creator.create([NewJob("ping", {}, user_id=user_id, webhook=webhook)])
+    running.cancel()
+    await asyncio.wait([running])
     return made.id
 
 

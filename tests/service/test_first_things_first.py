@@ -70,7 +70,7 @@ async def test_a_job_found_by_its_notification_starts_before_its_claim_is_brough
 
 
 async def test_who_creates_a_job_has_the_answer_before_it_starts(service: Service, order: list[str]) -> None:
-    await service.queue.create([NewJob(kind="ping", input={})])
+    await service.creator.create([NewJob(kind="ping", input={})])
     order.append("answer")
 
     await eventually(lambda: len(order) == 2)

@@ -72,7 +72,7 @@ async def test_a_limit_over_both_is_kept_and_used(pair: Pair) -> None:
     await patch(pair[0], "/v1/admin/queues/ping", {"concurrency": 3})
     await eventually(lambda: pair[1].scheduler.kinds["ping"].is_shared)
     for service in pair:
-        await service.queue.create(
+        await service.creator.create(
             [NewJob("ping", {"sleep_s": 0.02}, user_id=f"u{n % 5}") for n in range(40)]
         )
 
@@ -91,7 +91,7 @@ async def test_a_pause_counts_in_both_before_it_is_answered_or_at_once(pair: Pai
     await eventually(lambda: pair[1].scheduler.kinds["ping"].paused)
 
     for service in pair:
-        await service.queue.create([NewJob("ping", {})])
+        await service.creator.create([NewJob("ping", {})])
     assert 2 == await count(pair[0], "pending")
 
     await patch(pair[1], "/v1/admin/queues/ping", {"paused": False})
@@ -103,7 +103,7 @@ async def test_a_held_user_waits_while_others_go_on(pair: Pair) -> None:
     await eventually(lambda: "held" in pair[1].scheduler._paused_users)
 
     for service in pair:
-        await service.queue.create([NewJob("ping", {}, user_id="held"), NewJob("ping", {}, user_id="free")])
+        await service.creator.create([NewJob("ping", {}, user_id="held"), NewJob("ping", {}, user_id="free")])
     await eventually(lambda: _has_ended(pair[0], 2))
     assert 2 == await count(pair[0], "pending")
 
@@ -113,8 +113,8 @@ async def test_a_held_user_waits_while_others_go_on(pair: Pair) -> None:
 
 async def test_a_user_with_one_job_starts_within_one_turn_of_one_with_thousands(pair: Pair) -> None:
     for _ in range(4):
-        await pair[0].queue.create([NewJob("ping", {"sleep_s": 0.01}, user_id="many") for _ in range(1000)])
-    [one] = await pair[0].queue.create([NewJob("ping", {}, user_id="one")])
+        await pair[0].creator.create([NewJob("ping", {"sleep_s": 0.01}, user_id="many") for _ in range(1000)])
+    [one] = await pair[0].creator.create([NewJob("ping", {}, user_id="one")])
 
     await eventually(
         lambda: pair[0].db.pool.fetchval("select finished_at from listingd.job_states where id = $1", one.id),
@@ -138,7 +138,7 @@ async def test_a_claim_that_waits_for_the_database_holds_the_mark(pair: Pair) ->
     """Out of the scheduler's hands and not yet committed: the mark must not pass it by."""
     one, two = pair
     await patch(one, "/v1/admin/queues/ping", {"paused": True})
-    [made] = await one.queue.create([NewJob("ping", {})])
+    [made] = await one.creator.create([NewJob("ping", {})])
     fence = await one.db.pool.fetchval("select fence from listingd.job_states where id = $1", made.id)
     await eventually(lambda: fence in one.scheduler.known)
 
