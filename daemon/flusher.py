@@ -245,13 +245,13 @@ class Flusher:
         missed = self._doubt_missed(claims, owners, done) if len(done.claimed) < len(claims) else []
         for job in done.claimed:
             self._pool.begin(job)
-        await self._offer_ready(done)
+        self._tell_all(written, done)
+        self._mark(written, done.claimed)
+        await self._offer_ready(done)  # what follows may find the database gone
         if limited:
             await self.places.drop(worker, self.places.pick(missed))
             if self._queue.rivals:
                 await self.places.tell_others(freed)
-        self._tell_all(written, done)
-        self._mark(written, done.claimed)
         return True
 
     def _doubt_missed(

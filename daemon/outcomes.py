@@ -70,7 +70,7 @@ def failed(job: ClaimedJob, error: ListingdError, retry: RetrySettings) -> Ended
             return _give_up(job, document)
 
 
-def crashed(job: ClaimedJob, exc: Exception, retry: RetrySettings) -> Ended:
+def crashed(job: ClaimedJob, exc: BaseException, retry: RetrySettings) -> Ended:
     """Anything else that escaped a handler is a bug: retried as an unknown failure, without its text (which
     may hold a secret); the log has the traceback.
     """

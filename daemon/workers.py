@@ -261,10 +261,13 @@ class Workers:
                 ended = None
             else:
                 ended = outcomes.completed(job, result)
-        except asyncio.CancelledError:
-            if running.why is None:
+        except asyncio.CancelledError as exc:
+            if running.why is not None:
+                ended = self._after_cancel(running)
+            elif running.task.cancelling():
                 raise  # the pool itself is being torn down
-            ended = self._after_cancel(running)
+            else:  # not the attempt was cancelled, but something that it waited for
+                ended = self._after_error(job, exc)
         except Exception as exc:  # the job executor: whatever a handler lets escape must end as an outcome
             ended = self._after_error(job, exc) if running.why is None else self._after_cancel(running)
         if self.running.get(job.fence) is not running:
@@ -275,7 +278,7 @@ class Workers:
         self._end(job, ended, asyncio.get_running_loop().time() - running.began)
         return False
 
-    def _after_error(self, job: ClaimedJob, exc: Exception) -> Ended | None:
+    def _after_error(self, job: ClaimedJob, exc: BaseException) -> Ended | None:
         if isinstance(exc, Lost):
             self.adopt_soon()  # if nobody else has it
             return None

@@ -135,6 +135,23 @@ async def test_a_handler_that_turns_its_cancellation_into_something_else_leaves_
     assert "cancelled 0 times" == json.loads(done["result"])
 
 
+async def test_a_cancellation_from_within_a_handler_ends_its_attempt_and_keeps_its_slot(run: Run) -> None:
+    """Nobody stops the attempt: something that it waits for was cancelled by somebody else."""
+
+    async def wait_for_something_cancelled(_: JobContext) -> None:
+        awaited = asyncio.get_running_loop().create_future()
+        awaited.cancel()
+        await awaited
+
+    async with run(broken=wait_for_something_cancelled, concurrency=1) as service:
+        job = await enqueue(service, "broken", max_attempts=1)
+        failed = await wait_for_state(service, job, "failed")
+        after = await enqueue(service, "ping")
+        await wait_for_state(service, after, "completed")
+
+    assert "handler_failed" == json.loads(failed["error"])["code"]
+
+
 async def test_a_cancel_that_meets_an_end_to_be_repeated_is_told_as_what_it_became(run: Run) -> None:
     """The row says cancelled; so must the log."""
 
