@@ -23,6 +23,8 @@ from daemon.storage import Storage
 from daemon.workers import Workers
 
 DAY_S = 86_400.0
+ABANDONED_S = 900.0
+"""A call that was begun so long ago, and whose attempt is over, is not on its way to the books any more."""
 FILE_AGE_S = 3600.0
 """A file without an owner that was stored so lately may be about to get one."""
 
@@ -125,9 +127,20 @@ class Housekeeper:
         if retention.assets_days is not None:
             await self._prune_files("prune_assets", retention.assets_days * DAY_S)
         await self._prune_files("prune_uploads", retention.uploads_days * DAY_S)
-        await self._db.fetch("prune_idempotency_keys", DAY_S, size)
+        await self.close_abandoned_steps()
+        while await self._db.fetch("prune_idempotency_keys", DAY_S, size):  # noqa: ASYNC110 -- the database's state: there is nothing to wait on
+            await asyncio.sleep(0.05)  # leave the disk to the queue between batches
         await self._db.fetch("prune_workers")
         await self._lanes.prune()
+
+    async def close_abandoned_steps(self, age_s: float = ABANDONED_S) -> None:
+        """Book the calls that were cut off and whose jobs never ran again. Errors: Unavailable."""
+        size = self._settings.retention.batch_size
+        for step in await self._db.fetch("close_abandoned_steps", age_s, size):
+            log.warning(
+                "provider.unknown", job_id=step["job_id"], provider=step["provider"], step=step["name"],
+                cost_usd=step["cost_usd"],
+            )  # fmt: skip
 
     async def _prune_jobs(self, states: list[str], age_s: float) -> None:
         after: UUID | None = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 T = TypeVar("T")
 
 
-async def settle(work: Coroutine[Any, Any, T], *, within_s: float = 5.0) -> T:
+async def settle(work: Awaitable[T], *, within_s: float = 5.0) -> T:
     """The result of `work`, which goes on for up to `within_s` seconds when the caller is cancelled meanwhile.
 
     The cancellation is raised afterwards in any case, whatever became of the work.

@@ -18,7 +18,7 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -38,7 +38,7 @@ from daemon.errors import (
 from daemon.handlers.context import StepValue
 from daemon.jobs import ClaimedJob, new_id
 from daemon.lanes import Lanes, Turn
-from daemon.ledger import Begun, FullBudget, Ledger, StepResult
+from daemon.ledger import Beginning, Begun, FullBudget, Ledger, StepResult
 from daemon.providers.protocols import Usage
 from daemon.shield import settle
 from daemon.storage import Storage
@@ -47,6 +47,8 @@ BUDGET_RECHECK_S = 300.0
 """A job over budget looks again after so many seconds at the latest: somebody may raise the budget."""
 BOOKING_S = 60.0
 """How long a paid result is kept in hand while database or storage do not answer, seconds."""
+TAKING_BACK_S = 5.0
+"""How long an intent whose call was never made is tried to be taken back, seconds."""
 
 T = TypeVar("T")
 
@@ -66,6 +68,10 @@ class Steps:
         self._lanes = lanes
         self._worker_id = worker_id
         self._flights: dict[tuple[str, str], asyncio.Future[None]] = {}
+        self._keeping: dict[tuple[str, str], asyncio.Task[bool]] = {}
+        self._is_storage_doubtful = (
+            False  # it refused a paid result: no more are bought before it takes something
+        )
         self._late: asyncio.Queue[tuple[UUID, Usage]] = asyncio.Queue()
 
     async def run(
@@ -94,8 +100,18 @@ class Steps:
         try:
             return await self._fly(_Step(job, name, provider, key[1], estimate_usd, call, rate_cost))
         finally:
-            del self._flights[key]
-            flight.set_result(None)
+            keeping = self._keeping.get(key)
+            if keeping is None or keeping.done():
+                self._land(key)
+            else:  # an attempt that was given up; whoever asks for the same must not pay while this is being booked
+                keeping.add_done_callback(lambda _: self._land(key))
+
+    def _land(self, key: tuple[str, str]) -> None:
+        """Let the next one ask for the same."""
+        keeping = self._keeping.pop(key, None)
+        if keeping is not None and not keeping.cancelled():
+            keeping.exception()  # seen: who waited for it has been told
+        self._flights.pop(key).set_result(None)
 
     def note_late(self, usage: Usage, _model: str) -> None:
         """A call that was given up has answered after all: keep its cost for `book_late`.
@@ -122,15 +138,15 @@ class Steps:
         while True:
             if lane is not None and (value := await self._reuse(step)) is not None:
                 return value
+            if self._is_storage_doubtful:
+                await self._storage.check()
+                self._is_storage_doubtful = False
             step_id = new_id()
             async with lane.turn(step.rate_cost) if lane is not None else nullcontext() as turn:
                 worker = self._worker_id()
                 if worker is None:
                     raise Unavailable("This process has no lease.", data={"retry_after_s": 1})
-                begun = await self._ledger.begin(
-                    step.job, worker, step_id, identity=step.identity, name=step.name,
-                    provider=step.provider, estimate_usd=step.estimate_usd,
-                )  # fmt: skip
+                begun = await self._begin(step, worker, step_id)
                 if begun.outcome in (Begun.OPEN, Begun.LAST):
                     return await self._call(step, worker, step_id, turn, is_last=begun.outcome is Begun.LAST)
             match begun.outcome:
@@ -147,6 +163,20 @@ class Steps:
                     raise _give_up(step.provider, is_unknown=True)
                 case Begun.LOST:
                     raise Lost("The attempt was no longer ours before a paid call.")
+
+    async def _begin(self, step: _Step, worker: int, step_id: UUID) -> Beginning:
+        """The intent and its reservation. When the answer is lost they may stand all the same: they are taken back,
+        or the estimate would count as spent for a call that nobody made.
+        """
+        try:
+            return await self._ledger.begin(
+                step.job, worker, step_id, identity=step.identity, name=step.name,
+                provider=step.provider, estimate_usd=step.estimate_usd,
+            )  # fmt: skip
+        except (Unavailable, asyncio.CancelledError):
+            with suppress(Unavailable):
+                await settle(self._fail(step_id, "not_called", within_s=TAKING_BACK_S))
+            raise
 
     async def _reuse(self, step: _Step) -> StepValue | None:
         """The stored result, if there is one and its file is sound."""
@@ -212,16 +242,14 @@ class Steps:
                 if is_unknown:
                     cost = str(step.estimate_usd)
                     log.warning("provider.unknown", provider=step.provider, step=step.name, cost_usd=cost)
-                await settle(
-                    self._book(
-                        lambda: self._ledger.fail(
-                            step_id, is_unknown=is_unknown, code=code, cost_usd=cost_usd
-                        )
-                    )
-                )
+                await settle(self._fail(step_id, code, is_unknown=is_unknown, cost_usd=cost_usd))
         if turn is not None:
             turn.heard(value.rate)
-        held = await settle(self._keep(step, worker, step_id, value), within_s=BOOKING_S)
+        key = (step.job.user_id, step.identity)
+        self._keeping[key] = asyncio.create_task(
+            self._keep(step, worker, step_id, value), name=f"keep {step.name}"
+        )
+        held = await settle(self._keeping[key], within_s=BOOKING_S)
         metrics.PROVIDER_COST.labels(step.provider).inc(float(value.usage.cost_usd))
         log.info(
             "job.step_done", step=step.name, provider=step.provider, duration_s=round(run_s, 3),
@@ -235,7 +263,15 @@ class Steps:
         """Bytes first, then cost and checkpoint: a checkpoint never names a file that is not there."""
         data, sha256 = value.data, None
         if data is not None:
-            sha256 = await self._book(lambda: self._storage.put(data, value.content_type))
+            try:
+                sha256 = await self._book(lambda: self._storage.put(data, value.content_type))
+            except Unavailable:
+                self._is_storage_doubtful = True
+                log.error(
+                    "storage.failed", what=f"result of step {step.name}", error="not kept, and paid for"
+                )
+                await self._fail(step_id, "result_not_kept", cost_usd=value.usage.cost_usd)
+                raise
         result = StepResult(
             cost_usd=value.usage.cost_usd,
             units=value.usage.units,
@@ -247,11 +283,20 @@ class Steps:
         )
         return await self._book(lambda: self._ledger.settle(step.job, worker, step_id, result))
 
+    async def _fail(
+        self, step_id: UUID, code: str, *, is_unknown: bool = False, cost_usd: Decimal = Decimal(0),
+        within_s: float = BOOKING_S,
+    ) -> None:  # fmt: skip
+        """End a step without a result. Errors: Unavailable."""
+        await self._book(
+            lambda: self._ledger.fail(step_id, is_unknown=is_unknown, code=code, cost_usd=cost_usd), within_s
+        )
+
     @staticmethod
-    async def _book(write: Callable[[], Awaitable[T]]) -> T:
+    async def _book(write: Callable[[], Awaitable[T]], within_s: float = BOOKING_S) -> T:
         """Write, again and again while the other side is away: what was paid for is not let go lightly."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + BOOKING_S
+        deadline = loop.time() + within_s
         pause_s = 0.1
         while True:
             try:

@@ -353,6 +353,7 @@ CREATE INDEX steps_content ON listingd.steps USING btree (content_sha256) WHERE 
 CREATE INDEX steps_created ON listingd.steps USING btree (created_at);
 CREATE UNIQUE INDEX steps_identity ON listingd.steps USING btree (user_id, identity) WHERE (state = ANY (ARRAY['open'::text, 'done'::text]));
 CREATE INDEX steps_job ON listingd.steps USING btree (job_id);
+CREATE INDEX steps_open ON listingd.steps USING btree (created_at) WHERE (state = 'open'::text);
 alter table listingd.steps enable row level security;
 create policy listingd_daemon on listingd.steps to listingd_daemon using (true);
 create policy listingd_reader on listingd.steps for select to listingd_reader using ((user_id IN ( SELECT current_setting('listingd.user_id'::text, true) AS current_setting)));

@@ -21,6 +21,32 @@ select listingd.settle_step($1, $2, $3, $4, $5::jsonb, $6, $7, $8::jsonb, $9, $1
 -- False when the step was not open. $1 step, $2 failed or unknown, $3 code, $4 USD that it is known to have cost
 select listingd.fail_step($1, $2, $3, $4) as ended
 
+-- name: close_abandoned_steps
+-- Ends the open steps whose attempt is over, however it ended: unknown when they may have cost money. As a rule the
+-- job's next attempt does so; a job that never runs again leaves it to this. id, job_id, name, provider, cost_usd
+-- (text; 0 unless it counts as spent). $1 begun more than so many seconds ago, $2 limit
+select
+    s.id, s.job_id, s.name, s.provider, s.estimated_usd::text as cost_usd,
+    listingd.fail_step(s.id, case when s.estimated_usd > 0 then 'unknown' else 'failed' end, 'interrupted') as ended
+from (
+    select o.id, o.job_id, o.name, o.provider, o.estimated_usd
+    from listingd.steps as o
+    where
+        o.state = 'open'
+        and o.created_at < now() - make_interval(secs => $1)
+        and not exists (
+            select
+            from listingd.job_states as j
+            join listingd.workers as w on w.id = j.worker
+            where
+                j.fence = o.fence and j.worker = o.worker and j.state = 'processing'
+                and w.stopped_at is null and w.lease_until > now()
+        )
+    order by o.created_at
+    limit $2
+    for update of o skip locked
+) as s
+
 -- name: drop_result
 -- A done step whose file is gone from storage: it can be called again, its cost stays. $1 step
 update listingd.steps

@@ -539,7 +539,7 @@ select u.user_id, u.weight, u.paused_at is not null as paused from listingd.user
 select p.jobs, p.last_id, p.sha256s from listingd.prune_jobs($1, $2, $3, $4) as p
 
 -- name: prune_idempotency_keys
--- $1 age in seconds, $2 limit
+-- A row for each that went. $1 age in seconds, $2 limit
 delete from listingd.idempotency_keys as i
 where (i.principal, i.key) in (
     select k.principal, k.key
@@ -547,6 +547,7 @@ where (i.principal, i.key) in (
     where k.created_at < now() - make_interval(secs => $1)
     limit $2
 )
+returning true as pruned
 
 -- name: prune_workers
 -- Runs that ended more than a day ago.

@@ -6,11 +6,13 @@ import asyncio
 import contextvars
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
+from daemon import steps
 from daemon.db import Database, open_pool
-from daemon.errors import Fate, Lost, ProviderError, Reject
+from daemon.errors import Fate, Lost, ProviderError, Reject, Unavailable
 from daemon.jobs import Cost, new_id
 from daemon.ledger import encode_json, sweep_orphans
 from daemon.providers.protocols import Usage
@@ -407,6 +409,106 @@ async def test_asking_again_after_a_lost_answer_finds_the_same_intent(daemon: Da
     assert first == second
     assert {"open": 1} == await count_states(daemon)
     assert (PRICE, 0) == await read_spend(daemon)
+
+
+async def test_an_intent_whose_answer_was_lost_is_taken_back(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody made the call: the estimate must not count as spent."""
+    begin, provider, job = daemon.ledger.begin, Provider(), await claim_job(daemon)
+
+    async def begin_and_lose_the_answer(*given: Any, **named: Any) -> Any:
+        await begin(*given, **named)
+        raise Unavailable("The connection was lost.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(daemon.ledger, "begin", begin_and_lose_the_answer)
+        with pytest.raises(Unavailable):
+            await daemon.pay(job, provider)
+
+    assert (0, {"failed": 1}, (0, 0)) == (
+        provider.calls, await count_states(daemon), await read_spend(daemon)
+    )  # fmt: skip
+    await daemon.pay(job, provider)
+    assert (1, (0, PRICE)) == (provider.calls, await read_spend(daemon))
+
+
+async def test_a_store_that_takes_nothing_costs_no_second_call(
+    daemon: Daemon, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk: what was paid for is booked at its price, and nothing more is bought until it takes files again."""
+    monkeypatch.setattr(steps, "BOOKING_S", 0.3)
+    provider, job = Provider(cost_usd=PRICE * 2), await claim_job(daemon)
+
+    async def refuse(*_: object) -> str:
+        raise Unavailable("No space left on device.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "put", refuse)
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await daemon.pay(job, provider)
+
+    assert (1, {"failed": 1}, (0, PRICE * 2)) == (
+        provider.calls, await count_states(daemon), await read_spend(daemon)
+    )  # fmt: skip
+    value = await daemon.pay(job, provider)
+    assert (2, b"a picture") == (provider.calls, value.data)
+
+
+async def test_a_result_on_its_way_to_the_books_is_waited_for(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database is away for so long that the attempt is given up; the next one must not pay again."""
+    settle, is_back = daemon.ledger.settle, asyncio.Event()
+
+    async def settle_late(*given: Any) -> bool:
+        await is_back.wait()
+        return await settle(*given)
+
+    monkeypatch.setattr(daemon.ledger, "settle", settle_late)
+    job, provider = await claim_job(daemon), Provider()
+    given_up = asyncio.create_task(daemon.pay(job, provider))
+    await provider.began.wait()
+    for _ in range(2):  # the lease is lost, and ten seconds later the attempt is abandoned
+        await asyncio.sleep(0.05)
+        given_up.cancel()
+    await asyncio.wait({given_up})
+    await end_attempt(daemon, job)
+    again = asyncio.create_task(daemon.pay(await claim_again(daemon, job.id), provider))
+    await asyncio.sleep(0.1)
+    assert 1 == provider.calls
+
+    is_back.set()
+    value = await again
+
+    assert (1, True, {"done": 1}) == (provider.calls, value.reused, await count_states(daemon))
+
+
+@pytest.mark.parametrize(("price", "ended"), [(PRICE, "unknown"), (Decimal(0), "failed")])
+async def test_a_call_that_was_cut_off_is_booked_although_its_job_never_runs_again(
+    daemon: Daemon, storage: Storage, price: Decimal, ended: str
+) -> None:
+    other = await start_daemon(daemon.db, storage, instance="two")
+    lost, held = Provider(gate=asyncio.Event()), Provider(gate=asyncio.Event())
+    dead, job = daemon.pay, await claim_job(daemon)
+    calls = [
+        asyncio.create_task(dead(job, lost, estimate_usd=price)),
+        asyncio.create_task(other.pay(await claim_job(other, user_id="bob"), held, estimate_usd=price)),
+    ]
+    await asyncio.gather(lost.began.wait(), held.began.wait())
+    await kill(daemon, other)
+    await daemon.db.fetch("cancel_job", job.id, None)
+
+    too_young = await daemon.db.fetch("close_abandoned_steps", 900.0, 100)
+    closed = await daemon.db.fetch("close_abandoned_steps", 0.0, 100)
+
+    assert ([], [(job.id, True)]) == (too_young, [(row["job_id"], row["ended"]) for row in closed])
+    assert {"open": 1, ended: 1} == await count_states(daemon)
+    assert (price, price) == await read_spend(daemon)
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls)
 
 
 async def test_a_result_whose_file_is_gone_is_made_again(daemon: Daemon, storage: Storage) -> None:
