@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import Counter
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -24,7 +25,8 @@ MAX_DEPTH = 32
 MAX_STRING = 100_000
 MAX_DIGITS = 100
 
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+# Possessive, and the closing quote may lack: these bytes are no JSON yet, and no part of them is looked at twice.
+_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 BODY: web.RequestKey[bytes] = web.RequestKey("body", bytes)
 """`request[BODY]`: the body, when somebody has read it already."""
@@ -136,8 +138,7 @@ def _depth(body: bytes) -> int:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise MalformedBody(f"The key {twice[:50]!r} stands twice in one object.")
     return made
 
