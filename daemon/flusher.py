@@ -104,6 +104,7 @@ class Flusher:
         self._most = max(SMALL_FLUSH, pool.concurrency // (FLIGHTS + 1))
         self._wanted = asyncio.Event()
         self._landed = asyncio.Event()
+        self._lowering = asyncio.Lock()
 
     # -- what the pool tells ------------------------------------------------------------------------------
 
@@ -219,7 +220,7 @@ class Flusher:
                 self._claim_no_more(set(asked).difference(claims))
                 self._doubt(taken)
                 if not ends and not claims:
-                    return bool(taken)
+                    return True  # what was ended or came meanwhile has found a flight under way
             if claims:
                 await self._lower_mark(connection, worker, min(claims))
             done = await self._queue.flush(connection, [end for end, *_ in ends], worker, claims)
@@ -321,11 +322,15 @@ class Flusher:
             self.feeder.recheck()
 
     async def _lower_mark(self, connection: database.Connection, worker: int, fence: int) -> None:
-        """Rescue looks for our jobs from this fence on: it must never lie above one of them."""
-        if fence < self._lease.low_fence:
-            with database.translate_errors():
-                await connection.fetch(self._db.sql["lower_fence_mark"], worker, fence)
-            self._lease.low_fence = fence
+        """Rescue looks for our jobs from this fence on: it must never lie above one of them.
+
+        One flight at a time: of two that lower it at once, the higher might reach the database last.
+        """
+        async with self._lowering:
+            if fence < self._lease.low_fence:
+                with database.translate_errors():
+                    await connection.fetch(self._db.sql["lower_fence_mark"], worker, fence)
+                self._lease.low_fence = fence
 
     # -- ends that cannot be written ------------------------------------------------------------------------
 

@@ -314,7 +314,8 @@ from (
 group by s.kind, s.user_id, s.priority, s.born
 
 -- name: read_user_pending
--- A user's pending rows from a fence on that have no run_at, when they were spilled; groups as read_backlog's.
+-- A user's pending rows from a fence on that are due, or about to be, when they were spilled (their timers are gone
+-- then); groups as read_backlog's.
 -- $1 user_id, $2 first fence, $3 limit
 select
     array_agg(s.fence order by s.fence) as fences, s.kind, s.user_id, s.priority, null::float8 as wait_s,
@@ -323,7 +324,7 @@ select
 from (
     select s.fence, s.kind, s.user_id, s.priority, substring(uuid_send(s.id) for 5) as born
     from listingd.job_states as s
-    where s.fence >= $2 and s.state = 'pending' and s.user_id = $1 and s.run_at is null
+    where s.fence >= $2 and s.state = 'pending' and s.user_id = $1 and (s.run_at is null or s.run_at < now() + interval '1 s')
     order by s.fence
     limit $3
 ) as s

@@ -441,3 +441,34 @@ async def test_a_claim_at_sight_is_followed_to_the_disk(site: Site, monkeypatch:
         [fence] = await enqueue(site, 1)
 
         await eventually(lambda: [[fence]] == taken_at_sync)
+
+
+async def test_a_job_that_becomes_due_while_its_user_holds_too_much_is_not_forgotten(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its timer is gone then, and there is no room for it: the refill must bring it, although it has a run_at."""
+    monkeypatch.setattr(scheduler_module, "MIN_SHARE", 4)
+    monkeypatch.setattr(scheduler_module, "MAX_HEADERS", 4)
+    due = await site.db.pool.fetchval(
+        "select listingd.enqueue_job('ping', run_at => now() + interval '0.3 s')"
+    )
+    wanted = await site.fence(due)
+    for _ in range(10):
+        await site.add()
+    site.feeder.look()
+    await eventually(lambda: site.scheduler.is_spilled(""))
+    await eventually(lambda: wanted in site.scheduler.known)
+    await eventually(lambda: wanted not in site.scheduler.known)  # due, and spilled
+    taken: list[int] = []
+
+    async def take() -> bool:
+        for fence in site.scheduler.take(2):
+            site.scheduler.known.pop(fence)
+            taken.append(fence)
+            await site.flush([], [fence])
+            site.scheduler.ended("ping", "")
+        site.feeder.look()
+        return wanted in taken
+
+    await eventually(take)
+    await eventually(lambda: 11 == len(taken) or take())

@@ -161,3 +161,25 @@ async def test_a_stop_writes_what_is_in_flight(settings: Settings, database: str
     states = await after.fetch("select state, count(*) as n from listingd.job_states group by state")
     assert "processing" not in {row["state"] for row in states}
     await after.close()
+
+
+async def test_two_flights_that_lower_the_fence_of_rescue_leave_it_at_the_lower_one(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else rescue would look for the jobs of one of them too high after a kill. The higher one's statement is slow."""
+    last: int = await service.db.pool.fetchval("select last_value from listingd.fences")
+    slow = f"select pg_sleep(case when $2 > {last + SMALL_FLUSH} then 0.3 else 0 end)"
+    lower = service.db.sql["lower_fence_mark"]
+    sql = {
+        **service.db.sql,
+        "lower_fence_mark": f"with slow as materialized ({slow}) {lower} and exists (select from slow)",
+    }
+    monkeypatch.setattr(service.db, "sql", sql)
+    await service.db.pool.execute("update listingd.workers set low_fence = $1", last + 1_000_000)
+    service.lease.low_fence = last + 1_000_000  # as when nothing was held for a while
+
+    await _enqueue(service, 3 * SMALL_FLUSH)
+    await eventually(lambda: _are_completed(service, 3 * SMALL_FLUSH))
+
+    first: int = await service.db.pool.fetchval("select min(fence) from listingd.job_states")
+    assert await service.db.pool.fetchval("select min(low_fence) from listingd.workers") <= first
