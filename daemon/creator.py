@@ -185,6 +185,7 @@ class Creator:
             raise
         connection.add_termination_listener(lambda _: self._asked.set())
         self._can_store.set()
+        self._asked.set()  # somebody may have asked just when the last connection was lost
         try:
             while True:
                 await self._asked.wait()

@@ -23,6 +23,8 @@ from datetime import datetime
 from types import TracebackType
 from typing import Self
 
+from asyncpg import Record
+
 from daemon import logs, metrics
 from daemon.db import Database
 from daemon.errors import Fate, Lost, ProviderError, Retry, Unavailable
@@ -177,18 +179,12 @@ class Lane:
                 if worker is None:
                     raise Unavailable("This process has no lease.", data={"retry_after_s": 1})
                 self._freed.clear()
-                row = await self._db.fetchrow(
-                    "take_turn", self.limits.name, self.limits.provider, worker, self.in_flight,
-                    self.limits.max_in_flight, self.limits.calls_per_minute,
-                    math.floor(max(1.0, self.limits.calls_per_minute)), price,
-                )  # fmt: skip
-                assert row is not None  # the function always returns a row
+                row = await self._ask(worker, price)
                 self._allowed = row["allowed"]
                 metrics.LANE_LIMIT.labels(self.limits.provider).set(self._allowed)
                 now = loop.time()
                 if row["granted"]:
-                    self.in_flight += 1
-                    return _Grant(worker, row["taken_at"], now, row["is_probe"])
+                    return self._grant(worker, row)
                 wait_s: float | None = row["wait_s"]
                 if wait_s is None:
                     if not await self._wait_for_a_free_place(deadline):
@@ -199,6 +195,33 @@ class Lane:
                     self._closed_until = now + min(wait_s, _RECHECK_S)
                     self._closed = (row["code"], row["why"])
                     raise self._send_away(now, wait_s, *self._closed)
+
+    async def _ask(self, worker: int, price: float) -> Record:
+        """The answer of take_turn. A turn that was granted to somebody who is cancelled meanwhile is given back: a
+        probe that nobody ends would keep the lane closed for ten minutes.
+        """
+        asking = asyncio.create_task(
+            self._db.fetchrow(
+                "take_turn", self.limits.name, self.limits.provider, worker, self.in_flight,
+                self.limits.max_in_flight, self.limits.calls_per_minute,
+                math.floor(max(1.0, self.limits.calls_per_minute)), price,
+            )
+        )  # fmt: skip
+        try:
+            row = await settle(asking)
+        except asyncio.CancelledError:
+            if asking.done() and not asking.cancelled() and asking.exception() is None:
+                row = asking.result()
+                if row is not None and row["granted"]:
+                    grant = self._grant(worker, row)
+                    await self.leave(grant, "unused", price, not_before_s=None, code="", why="")
+            raise
+        assert row is not None  # the function always returns a row
+        return row
+
+    def _grant(self, worker: int, row: Record) -> _Grant:
+        self.in_flight += 1
+        return _Grant(worker, row["taken_at"], asyncio.get_running_loop().time(), row["is_probe"])
 
     async def leave(
         self, grant: _Grant, ended: str, price: float, *, not_before_s: float | None, code: str, why: str

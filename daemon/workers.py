@@ -161,7 +161,7 @@ class Workers:
         self._born -= 1
         self._scheduler.ended(kind, user_id)
         self.adopt_soon()  # the statement may have been committed although its answer was lost
-        self._tell_if_empty()
+        self._offer_slots()
 
     def start(self, job: ClaimedJob) -> None:
         self._born -= 1
@@ -196,6 +196,12 @@ class Workers:
         if claimed:
             metrics.CLAIM_BATCH.observe(len(claimed))
             self._changes.mark([i for job in claimed for i in (job.id, job.parent_id) if i is not None])
+        self._offer_slots()
+
+    def _offer_slots(self) -> None:
+        """Slots that were promised may be free again: what became ready meanwhile has found none."""
+        if self._scheduler.ready:
+            self.flusher.wake()
         self._tell_if_empty()
 
     def held_fences(self) -> set[int]:
@@ -417,7 +423,8 @@ class Workers:
         """Look for orphans: soon, and until a statement whose answer was lost must have ended."""
         now = asyncio.get_running_loop().time()
         if not self._adopt_at or self._adopt_at[-1] < now + ADOPT_AFTER_S[-1] - 1:
-            self._adopt_at = [now + after_s for after_s in ADOPT_AFTER_S]
+            # The next look stays where it is: new doubts every second must not put it off for ever.
+            self._adopt_at = [*self._adopt_at[:1], *(now + after_s for after_s in ADOPT_AFTER_S)]
 
     async def _adopt(self) -> None:
         """Hand back what is ours in the database and what nobody here holds: the answer to a claim was lost, or

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import asyncpg
 import pytest
@@ -156,6 +157,35 @@ async def test_a_lost_connection_leaves_nobody_without_an_answer(db: Database) -
     async with asyncio.timeout(5):
         answers = await asks
     assert [InvalidInput, Unavailable] == [type(answer) for answer in answers]
+
+
+async def test_who_asks_just_when_an_idle_connection_is_lost_is_answered_by_the_next(db: Database) -> None:
+    creator = Creator(Queue(db))
+    asks: list[asyncio.Task[Any]] = []
+    connect = creator._queue.connect_creator
+
+    async def connect_and_ask_at_its_end() -> Connection:
+        connection = await connect()
+        connection.add_termination_listener(
+            lambda _: asks.append(asyncio.create_task(creator.create([NewJob("ping", {})])))
+        )
+        return connection
+
+    creator._queue.connect_creator = connect_and_ask_at_its_end  # type: ignore[method-assign]
+    running = asyncio.create_task(creator.run())
+    await creator.create([NewJob("ping", {})])
+    await db.pool.fetchval(
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where datname = current_database() and application_name = 'listingd:creator'"
+    )
+    with pytest.raises(Unavailable):
+        await running
+
+    again = asyncio.create_task(creator.run())  # as the supervisor does
+    async with asyncio.timeout(5):
+        await asks[0]
+    again.cancel()
+    await asyncio.wait({again})
 
 
 async def test_conflict_says_what_to_do(creator: Creator, connection: Connection) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -276,6 +277,35 @@ async def test_a_probe_that_called_nothing_proves_nothing(daemon: Daemon) -> Non
             raise Unavailable("The database is away.")
 
     assert (await read_lane(daemon)).is_paused
+    await use(daemon)
+    assert not (await read_lane(daemon)).is_paused
+
+
+async def test_a_probe_whose_job_is_cancelled_before_it_hears_of_it_is_given_back(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fail(daemon, error(Fate.BUDGET))
+    await set_lane(daemon, "paused_until = now() - interval '1 s'")
+    lane = daemon.lanes.find("painter")
+    assert lane is not None
+    fetchrow, is_granted = daemon.db.fetchrow, asyncio.Event()
+
+    async def answer_late(name: str, *arguments: Any) -> Any:
+        row = await fetchrow(name, *arguments)
+        if name == "take_turn" and row is not None and row["granted"]:
+            is_granted.set()
+            await asyncio.sleep(0.05)
+        return row
+
+    with monkeypatch.context() as patch:
+        patch.setattr(daemon.db, "fetchrow", answer_late)
+        asking = asyncio.create_task(use(daemon))
+        await is_granted.wait()
+        asking.cancel()
+        await asyncio.wait({asking})
+
+    assert asking.cancelled()
+    assert ((await read_lane(daemon)).is_probing, lane.in_flight) == (False, 0)
     await use(daemon)
     assert not (await read_lane(daemon)).is_paused
 

@@ -285,6 +285,27 @@ async def test_a_claim_whose_answer_was_lost_is_handed_back(run: Run) -> None:
     assert (1, 0) == (done["attempt"], done["rescues"])
 
 
+async def test_doubts_that_come_all_the_time_do_not_put_off_the_search_for_orphans(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "ADOPT_AFTER_S", (1.5, 2.0))
+    async with run() as service:
+        async with service.db.transaction() as connection:
+            job = await connection.fetchval("select listingd.enqueue_job('ping', '{}')")
+            await connection.execute(
+                "update listingd.job_states set state = 'processing', worker = $2, attempt = 1,"
+                " started_at = now() - interval '5 s' where id = $1", job, service.lease.worker_id,
+            )  # fmt: skip
+            await service.db.fetch("lower_fence_mark", service.lease.worker_id, 0)
+            service.lease.low_fence = 0
+
+        async def is_done() -> bool:
+            service.workers.adopt_soon()
+            return bool((await read(service, job))["state"] == "completed")
+
+        await eventually(is_done, within_s=8)
+
+
 async def test_rescue_would_begin_above_what_has_ended_and_below_what_is_in_hand(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
