@@ -272,10 +272,11 @@ class Creator:
         for ask in batch:
             for job_id, job in zip(ask.ids, ask.jobs, strict=True):
                 row = found.get(job_id)
+                if job_id in born and (row is None or not row["is_born"]):
+                    self.births.give_back(job.kind, job.user_id)
                 if row is None:
-                    if job_id in born:
-                        self.births.give_back(job.kind, job.user_id)
-                elif job_id in born:
+                    continue
+                if row["is_born"]:
                     self.births.start(
                         ClaimedJob(
                             id=job_id, fence=row["fence"], kind=job.kind, user_id=job.user_id, attempt=1,

@@ -133,7 +133,8 @@ class Queue:
     async def create_jobs(
         self, connection: database.Connection, rows: str, worker: int | None
     ) -> list[asyncpg.Record]:
-        """Store jobs, a JSON array as the statement describes it; rows (id, fence, created_at, is_soon) of those
+        """Store jobs, a JSON array as the statement describes it; rows (id, fence, created_at, is_soon, is_born) of
+        those
         that were stored. worker: claims what is born running. Errors: Unavailable; asyncpg's DataError and
         IntegrityConstraintViolationError for what cannot be stored.
         """

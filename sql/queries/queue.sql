@@ -1,5 +1,7 @@
 -- name: create_jobs
--- One row a job that was stored: id, fence, created_at, is_soon (it waits, and is due within $4 seconds). A job whose idempotency key is taken is not stored.
+-- One row a job that was stored: id, fence, created_at, is_soon (it waits, and is due within $4 seconds), is_born (it
+-- is claimed). A job whose idempotency key is taken is not stored. None is born to a worker whose lease is over when
+-- the statement arrives, however late: rescue has been there.
 -- $1 the jobs: JSON array of {id, kind, user_id, priority, max_attempts, input, born (claimed at birth), project_id?,
 -- metadata?, tags?, run_at?, expires_at?, webhook?, principal?, key?, fingerprint? (of its idempotency key), response?
 -- (ids of a keyed batch), keyed_by? (the job that carries the key of this one's batch)},
@@ -23,11 +25,16 @@ keyed as (
     select a.principal, a.key, a.fingerprint, a.id, a.response
     from asked as a
     where a.key is not null
+    order by a.principal, a.key  -- two daemons that store the same ones must not wait for each other
     on conflict do nothing
     returning job_id
 ),
 fresh as (
-    select *
+    select
+        a.*,
+        a.born and exists (
+            select from listingd.workers as w where w.id = $2 and w.stopped_at is null and w.lease_until > now()
+        ) as is_born
     from asked as a
     where a.keyed_by is null or a.keyed_by in (select k.job_id from keyed as k)
 ),
@@ -37,11 +44,11 @@ states as (
         wants_webhook
     )
     select
-        f.id, f.run_at, case when not f.born then f.expires_at end, f.priority, f.max_attempts, f.kind, f.user_id,
-        case when f.born then 'processing' else 'pending' end,
-        case when f.born then 1 else 0 end,
-        case when f.born then $2::bigint end,
-        case when f.born then now() end,
+        f.id, f.run_at, case when not f.is_born then f.expires_at end, f.priority, f.max_attempts, f.kind, f.user_id,
+        case when f.is_born then 'processing' else 'pending' end,
+        case when f.is_born then 1 else 0 end,
+        case when f.is_born then $2::bigint end,
+        case when f.is_born then now() end,
         f.webhook is not null or array['', f.user_id] && array(
             select e.user_id
             from listingd.webhook_endpoints as e
@@ -50,7 +57,8 @@ states as (
     from fresh as f
     order by f.n
     returning
-        id, fence, state = 'pending' and coalesce(run_at <= now() + make_interval(secs => $4), true) as is_soon
+        id, fence, state = 'processing' as is_born,
+        state = 'pending' and coalesce(run_at <= now() + make_interval(secs => $4), true) as is_soon
 ),
 stored as (
     insert into listingd.jobs (
@@ -66,10 +74,11 @@ projects as (
     select distinct f.project_id, f.user_id
     from fresh as f
     where f.project_id is not null
+    order by f.project_id
     on conflict do nothing
 )
 select
-    s.id, s.fence, now() as created_at, s.is_soon,
+    s.id, s.fence, now() as created_at, s.is_soon, s.is_born,
     case when $3 and s.is_soon then pg_notify('listingd_jobs', '') end as notified
 from states as s
 

@@ -14,7 +14,7 @@ from daemon.creator import BirthDesk, Creator, Idempotency, NoBirths
 from daemon.db import Connection, Database
 from daemon.errors import Conflict, InvalidInput, Unavailable
 from daemon.feeder import HORIZON_S
-from daemon.jobs import NewJob
+from daemon.jobs import ClaimedJob, NewJob
 from daemon.queue import Queue
 
 
@@ -33,9 +33,24 @@ class BornAtOnce(NoBirths):
 
     def __init__(self, worker_id: int) -> None:
         self.worker_id = worker_id
+        self.heard: list[str] = []
 
     def admit(self, kind: str, user_id: str) -> bool:
         return True
+
+    def give_back(self, kind: str, user_id: str) -> None:
+        self.heard.append("give back")
+
+    def start(self, job: ClaimedJob) -> None:
+        self.heard.append("start")
+
+    def offer(self, fence: int, kind: str, user_id: str, priority: int) -> None:
+        self.heard.append("offer")
+
+
+async def start_worker(db: Database) -> int:
+    worker: int = await db.fetchval("start_worker", "test", 60.0, ["ping"], 4, "{}")
+    return worker
 
 
 class LosesItsConnection(Queue):
@@ -104,7 +119,7 @@ async def test_only_a_job_that_is_due_soon_is_looked_at(
 
 
 async def test_other_processes_hear_only_of_what_they_could_run_soon(
-    creator: Creator, connection: Connection
+    creator: Creator, connection: Connection, db: Database
 ) -> None:
     """A notification makes each of them read, and commits that carry one wait for each other."""
     heard: list[str] = []
@@ -122,7 +137,22 @@ async def test_other_processes_hear_only_of_what_they_could_run_soon(
     assert await is_told(NoBirths())
     assert await is_told(NoBirths(), due_in_s=HORIZON_S)
     assert not await is_told(NoBirths(), due_in_s=86_400.0)
-    assert not await is_told(BornAtOnce(worker_id=1))
+    assert not await is_told(BornAtOnce(await start_worker(db)))
+
+
+async def test_nothing_is_born_to_a_worker_whose_lease_is_over(
+    creator: Creator, connection: Connection, db: Database
+) -> None:
+    """Its statement was long on the way, and rescue has been there: nobody would ever look for the job."""
+    creator.births = births = BornAtOnce(await start_worker(db))
+
+    await creator.create([NewJob("ping", {})])
+    await connection.execute("update listingd.workers set lease_until = now()")
+    await creator.create([NewJob("ping", {})])
+
+    assert ["start", "give back", "offer"] == births.heard
+    states = await connection.fetch("select state from listingd.job_states order by fence")
+    assert ["processing", "pending"] == [row["state"] for row in states]
 
 
 async def test_a_key_with_another_body_is_refused(creator: Creator, connection: Connection) -> None:
