@@ -74,6 +74,24 @@ async def test_bytes_that_are_no_safe_json_are_a_400(api: Api) -> None:
         assert (400, "malformed_body") == (status, problem["code"]), body[:60]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 33 + b'"' + b'\\"' * 500_000,
+        b"{" + b"".join(b'"%06d":0,' % n for n in range(100_000)) + b'"099999":0}',
+    ],
+    ids=["a string without end", "one key twice, the last of many"],
+)
+async def test_a_hostile_body_is_refused_at_once(api: Api, body: bytes) -> None:
+    """Reading it again for each of its quotes or keys would hold the loop, and every lease, for minutes."""
+    async with asyncio.timeout(10):
+        status, problem, _ = await api.call(
+            "POST", "/v1/jobs", data=body, headers={"Content-Type": "application/json"}
+        )
+
+    assert (400, "malformed_body") == (status, problem["code"])
+
+
 async def test_only_json_is_taken(api: Api) -> None:
     """text/plain would let a foreign page post without a preflight."""
     body = json.dumps({"kind": "ping", "input": {}})
