@@ -78,7 +78,7 @@ async def test_bytes_that_are_no_safe_json_are_a_400(api: Api) -> None:
     "body",
     [
         b"[" * 33 + b'"' + b'\\"' * 500_000,
-        b"{" + b"".join(b'"%06d":0,' % n for n in range(100_000)) + b'"099999":0}',
+        b"{" + b"".join(b'"%06d":0,' % n for n in range(90_000)) + b'"089999":0}',
     ],
     ids=["a string without end", "one key twice, the last of many"],
 )
