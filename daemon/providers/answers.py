@@ -86,3 +86,11 @@ def read_cutout(
 def unusable(provider: str, fate: Fate, why: str, paid: Mapping[str, Any]) -> ProviderError:
     """The error for an answer that came whole and is worth nothing; why: a code, for data.why."""
     return problem(provider, fate, "answer_unusable", data={"why": why, **paid})
+
+
+def photo_rejected(provider: str, why: ListingdError) -> ProviderError:
+    """The error for a picture of ours that cannot even be sent; why: the codec's error.
+
+    Anything but a ProviderError would be booked as a call whose outcome, and so its cost, is unknown.
+    """
+    return problem(provider, Fate.PERMANENT, "photo_rejected", data={"why": why.code})

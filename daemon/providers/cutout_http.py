@@ -24,10 +24,10 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from daemon.errors import Fate, TooLarge
+from daemon.errors import Fate, ListingdError, TooLarge
 from daemon.later import later
 from daemon.providers import fates
-from daemon.providers.answers import read_cutout, read_picture, unusable
+from daemon.providers.answers import photo_rejected, read_cutout, read_picture, unusable
 from daemon.providers.guard import CONNECT_TIMEOUT_S, read_capped
 from daemon.providers.protocols import CutoutAnswer, Usage
 from daemon.providers.rates import read_rate
@@ -114,10 +114,13 @@ class HttpCutout:
     async def cut_out(self, photo: bytes, *, timeout_s: float) -> CutoutAnswer:
         """The product of one photo, in the photo's full frame.
 
-        Errors: ProviderError, its data carrying cost_usd where the call is known to be billed; the codec's
-        errors when `photo` itself is no picture.
+        Errors: ProviderError, its data carrying cost_usd where the call is known to be billed; permanent
+        photo_rejected, data.why the codec's code, when `photo` itself is no picture: nothing was sent then.
         """
-        sent = await asyncio.to_thread(_prepare, photo)
+        try:
+            sent = await asyncio.to_thread(_prepare, photo)
+        except ListingdError as exc:
+            raise photo_rejected(self.name, exc) from exc
         try:
             async with asyncio.timeout(min(timeout_s, self._timeout_s)):
                 reply = await self._post(sent)
@@ -251,7 +254,10 @@ class HttpCutout:
 
 
 def _prepare(photo: bytes) -> _Photo:
-    """The photo as it may leave the house: upright, without EXIF (place, serial numbers), not too large."""
+    """The photo as it may leave the house: upright, without EXIF (place, serial numbers), not too large.
+
+    Errors: the codec's.
+    """
     info = codec.inspect(photo)
     pixels = codec.decode(photo)
     if len(photo) > MAX_PHOTO_BYTES or any(mark in photo for mark in _EXIF_MARKS):

@@ -67,7 +67,7 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "Change the wording of title, bullets or style.",
     ),
     "provider_rejected": ("The provider refused the request.", "Look at the provider's code in the details."),
-    "photo_rejected": ("The cut-out service cannot use this photo.", "Try a sharper photo of one product."),
+    "photo_rejected": ("This photo cannot be used.", "Try a sharper photo of one product."),
     "subject_not_found": (
         "The cut-out service found no product in the photo.",
         "Send a photo in which the product stands out from its background.",

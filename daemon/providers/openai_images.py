@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from daemon.errors import Fate, ListingdError, ProviderError, TooLarge
 from daemon.later import later
 from daemon.providers import fates, openai_shapes
-from daemon.providers.answers import check_ratio, read_picture, unusable
+from daemon.providers.answers import check_ratio, photo_rejected, read_picture, unusable
 from daemon.providers.capped_client import classify_transport, open_client
 from daemon.providers.guard import Network, fetch_bytes
 from daemon.providers.openai_shapes import ImagePrices, Shape
@@ -105,7 +105,8 @@ class OpenAIImages:
     ) -> PaintAnswer:
         """One picture for one request. on_partial: ask for streamed previews (each costs 100 tokens).
 
-        Errors: ProviderError, its data carrying cost_usd where the call is known to be billed.
+        Errors: ProviderError, its data carrying cost_usd where the call is known to be billed; permanent
+        photo_rejected when a reference is no picture: nothing was sent then.
         """
         client = await self._open()
         own_s = self._timeout_high_s if self._wished(request)[1] in _SLOW else self._timeout_s
@@ -163,7 +164,10 @@ class OpenAIImages:
         shape = openai_shapes.shape_of(model)
         streams = on_partial is not None and shape is Shape.EDIT
         fields = openai_shapes.request_fields(request, model, quality, stream=streams)
-        images = await asyncio.to_thread(_pictures_for, request, shape)
+        try:
+            images = await asyncio.to_thread(_pictures_for, request, shape)
+        except ListingdError as exc:
+            raise photo_rejected(_NAME, exc) from exc
         try:
             if shape is Shape.SCENE:
                 raw = await client.images.with_raw_response.generate(**fields)
@@ -243,7 +247,7 @@ _DERIVED = {
 
 
 def _pictures_for(request: PaintRequest, shape: Shape) -> Any:
-    """The `image` parameter: (name, bytes, content type), one or several."""
+    """The `image` parameter: (name, bytes, content type), one or several. Errors: the codec's."""
     if shape is Shape.SCENE:
         return None
     if shape is Shape.FILL:

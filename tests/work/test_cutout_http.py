@@ -266,6 +266,24 @@ async def test_lost_answer_of_a_paid_service_is_ambiguous(
     assert Decimal("0.20") == server.journal.billed_usd
 
 
+async def test_a_photo_with_broken_pixels_is_rejected_before_anything_is_sent(
+    server: RemoveBgServer, open_provider: Open
+) -> None:
+    """As a codec's error it would count as a paid call with an unknown outcome."""
+    with pytest.raises(ProviderError) as failed:
+        await open_provider().cut_out(_break_pixels(product_photo(kind="PNG")), timeout_s=20)
+
+    assert (Fate.PERMANENT, "photo_rejected") == (failed.value.fate, failed.value.code)
+    assert "image_damaged" == failed.value.data["why"]
+    assert not server.journal.calls
+
+
+def _break_pixels(png: bytes) -> bytes:
+    """The same header over pixel data that does not unpack."""
+    at = png.index(b"IDAT") + 4
+    return png[:at] + bytes(64) + png[at + 64 :]
+
+
 async def test_redirect_is_not_followed_with_the_key(server: RemoveBgServer, open_provider: Open) -> None:
     server.always = Fault(status=307, headers={"Location": server.base_url + "/removebg"})
 

@@ -116,6 +116,17 @@ async def test_previews_stream_only_when_asked_for(server: OpenAIServer, open_pr
     assert server.journal.billed_usd == answer.usage.cost_usd
 
 
+@pytest.mark.parametrize("model", ["gpt-image-2", "dall-e-2"])
+async def test_a_reference_that_is_no_picture_is_rejected_before_anything_is_sent(
+    server: OpenAIServer, open_provider: Open, model: str
+) -> None:
+    with pytest.raises(ProviderError) as failed:
+        await open_provider().paint(paint_request(model=model, cutout_png=b"no picture"), timeout_s=30)
+
+    assert (Fate.PERMANENT, "photo_rejected") == (failed.value.fate, failed.value.code)
+    assert not server.journal.calls
+
+
 async def test_model_and_quality_of_the_job_win(server: OpenAIServer, open_provider: Open) -> None:
     await open_provider().paint(paint_request(model="gpt-image-2", quality="max"), timeout_s=30)
 
