@@ -338,7 +338,10 @@ def _moderation(body: object) -> dict[str, Any]:
 
 
 def _read_date(value: object) -> date:
-    """A date as servers write it: ISO text or a Unix time. Errors: ValueError, TypeError."""
+    """A date as servers write it: ISO text or a Unix time. Errors: ValueError."""
     if isinstance(value, int | float):
-        return datetime.fromtimestamp(value, UTC).date()
+        try:
+            return datetime.fromtimestamp(value, UTC).date()
+        except (OverflowError, OSError) as exc:  # more than C's time_t or its year hold
+            raise ValueError("no time that a calendar knows") from exc
     return date.fromisoformat(str(value)[:10])

@@ -45,7 +45,7 @@ def parse_retry_after_s(text: str | None, *, now: datetime | None = None) -> flo
         pass
     try:
         when = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # a year or a zone beyond what C's integers hold
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)

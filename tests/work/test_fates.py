@@ -178,6 +178,7 @@ HOUR_S = 3600.0
         ("inf", HOUR_S), ("nan", HOUR_S), ("soon", None), ("", None), (None, None),
         ("Mon, 23 Nov 2026 12:00:20 GMT", 20.0), ("Mon, 23 Nov 2026 11:00:00 GMT", 0.0),
         ("Fri, 31 Dec 9999 23:59:59 GMT", HOUR_S), ("Mon, 23 Nov 2026 12:00:20", 20.0),
+        ("Mon, 01 Jan 99999999999 00:00:00 GMT", None),
     ],
 )  # fmt: skip
 def test_retry_after_is_seconds_or_a_date_and_never_over_an_hour(

@@ -217,7 +217,16 @@ async def test_cancelled_call_ends_at_once(server: OpenAIServer, open_provider: 
 
 @pytest.mark.parametrize(
     ("announced", "expected"),
-    [("2026-12-01", date(2026, 12, 1)), (1796083200, date(2026, 12, 1)), (None, None), ("soon", None)],
+    [
+        ("2026-12-01", date(2026, 12, 1)),
+        (1796083200, date(2026, 12, 1)),
+        (None, None),
+        ("soon", None),
+        (1e30, None),
+        (10**18, None),
+        (float("inf"), None),
+        (float("nan"), None),
+    ],
 )
 async def test_announced_end_of_the_model_is_found(
     server: OpenAIServer, open_provider: Open, announced: Any, expected: date | None
