@@ -97,44 +97,33 @@ async def paint_picture(ctx: JobContext, wanted: ImageInput, cutout: Cutout) -> 
 
 
 async def _paint_with_previews(ctx: JobContext, request: PaintRequest) -> PaintAnswer:
-    """The answer; previews that arrive before it are saved as assets of role "partial" meanwhile."""
-    previews: asyncio.Queue[bytes | None] = asyncio.Queue(_PREVIEWS_WAITING)
-    failure: ListingdError | None = None
-    answer: PaintAnswer | None = None
+    """The answer; previews that arrive before it are saved as assets of role "partial" meanwhile.
+
+    It is paid for: neither a preview that takes its time nor one that cannot be saved holds it up.
+    """
+    previews: asyncio.Queue[bytes] = asyncio.Queue(_PREVIEWS_WAITING)
 
     def on_partial(image: bytes, _index: int) -> None:
         if not previews.full():  # a preview that nobody could save in time is not worth waiting for
             previews.put_nowait(image)
 
     async def save_previews() -> None:
-        nonlocal failure
-        while (image := await previews.get()) is not None:
+        while True:
+            image = await previews.get()
             try:
                 small = await ctx.in_thread(_shrink_preview, image)
                 await ctx.save_asset(small, role="partial", content_type="image/jpeg", slot=request.slot,
                                      generated=True, provider=ctx.providers.paint.name)  # fmt: skip
-            except Lost as exc:
-                failure = exc
-                return
+            except Lost:
+                return  # the step itself finds out, with the answer in its books
             except ListingdError:
                 continue  # an unreadable preview says nothing about the finished picture
 
-    async with asyncio.TaskGroup() as tasks:
-        saving = tasks.create_task(save_previews(), name=f"previews {request.slot}")
-        try:
-            answer = await ctx.providers.paint.paint(
-                request, timeout_s=PAINT_TIMEOUT_S, on_partial=on_partial
-            )
-        except ListingdError as exc:  # carried out by hand: a TaskGroup would wrap it in a group
-            failure = exc
-        if not saving.done():
-            while previews.full():
-                previews.get_nowait()
-            previews.put_nowait(None)
-    if failure is not None:
-        raise failure
-    assert answer is not None
-    return answer
+    saving = asyncio.create_task(save_previews(), name=f"previews {request.slot}")
+    try:
+        return await ctx.providers.paint.paint(request, timeout_s=PAINT_TIMEOUT_S, on_partial=on_partial)
+    finally:
+        saving.cancel()
 
 
 def inspect_answer(image: bytes, provider: str) -> codec.PictureInfo:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pytest
 
-from daemon.errors import Fate, ProviderError, Reject, Retry
+from daemon.errors import Fate, Lost, ProviderError, Reject, Retry
 from daemon.handlers import HANDLERS
-from daemon.handlers.context import Providers
+from daemon.handlers.context import Asset, Providers
 from daemon.imaging import codec, provenance
 from daemon.payloads import ImageInput, PingInput, Product
 from daemon.providers.offline_cutout import OfflineCutout
@@ -25,12 +26,16 @@ OFFLINE = Providers(OfflineCutout(), OfflinePaint(), OfflineText())
 
 
 class PaintServer(OfflinePaint):
-    """Stands for a model behind the provider border: says `generated`, sends previews, may answer rubbish."""
+    """Stands for a model behind the provider border: says `generated`, sends previews, may answer rubbish.
+
+    looked_at: set by the test when enough was made of the previews.
+    """
 
     def __init__(self, image: bytes, previews: tuple[bytes, ...] = (), *, generated: bool = True) -> None:
         self.image = image
         self.generated = generated
         self.previews = previews
+        self.looked_at = asyncio.Event()
         self.requests: list[PaintRequest] = []
 
     @property
@@ -44,6 +49,8 @@ class PaintServer(OfflinePaint):
         for i, preview in enumerate(self.previews):
             assert on_partial is not None
             on_partial(preview, i)
+        if self.previews:
+            await self.looked_at.wait()
         return PaintAnswer(self.image, Usage(Decimal("0.05")), "model-1", generated=self.generated)
 
 
@@ -203,13 +210,49 @@ async def test_backdrop_drawn_by_code_is_not_judged_again() -> None:
     assert "painted_backdrop" not in {check["rule"] for check in result["checks"]}
 
 
+class PreviewContext(FakeContext):
+    """Its previews are saved, or never get saved, or meet `ends`; the painter answers as soon as one is tried."""
+
+    ends: Exception | None = None
+    is_stuck = False
+
+    async def save_asset(self, data: bytes, *, role: str, **told: Any) -> Asset:
+        if role != "partial":
+            return await super().save_asset(data, role=role, **told)
+        assert isinstance(self.providers.paint, PaintServer)
+        try:
+            if self.ends is not None:
+                raise self.ends
+            if not self.is_stuck:
+                return await super().save_asset(data, role=role, **told)
+        finally:
+            self.providers.paint.looked_at.set()
+        return await asyncio.Future()
+
+
+def _preview_context() -> PreviewContext:
+    painter = PaintServer(_painted(), previews=(b"rubbish", _painted(64)))
+    made = _context("lifestyle", providers=Providers(OfflineCutout(), painter, OfflineText()), preview=True)
+    return PreviewContext(input=made.input, providers=made.providers, world=made.world)
+
+
 async def test_previews_are_saved_while_the_painter_works() -> None:
-    painter = PaintServer(_painted(), previews=(_painted(64), b"rubbish"))
-    ctx = _context("lifestyle", providers=Providers(OfflineCutout(), painter, OfflineText()), preview=True)
+    ctx = _preview_context()
 
     await _make(ctx)
 
     assert [asset.role for asset in ctx.world.assets] == ["partial", "image"]
+
+
+@pytest.mark.parametrize("ends", [None, Lost("not ours")])
+async def test_a_paid_answer_neither_waits_for_a_preview_nor_is_lost_with_one(ends: Exception | None) -> None:
+    ctx = _preview_context()
+    ctx.ends, ctx.is_stuck = ends, ends is None
+
+    async with asyncio.timeout(20):
+        await _make(ctx)
+
+    assert ["image"] == [asset.role for asset in ctx.world.assets]
 
 
 async def test_answer_that_is_no_picture_fails_without_a_checkpoint() -> None:
