@@ -298,7 +298,11 @@ def _body_of(item: Mapping[str, Any], usage: object) -> _Body | None:
 
 
 async def _read_stream(stream: Any, on_partial: PartialImage) -> _Body | None:
-    """The last event's picture; earlier ones go to on_partial. None when the stream ends without it."""
+    """The last event's picture; earlier ones go to on_partial. None when the stream ends without any.
+
+    Errors: ProviderError ambiguous when it ends after a preview: the picture was begun, and likely billed.
+    """
+    has_begun = False
     try:
         async with stream:
             async for event in stream:
@@ -307,11 +311,14 @@ async def _read_stream(stream: Any, on_partial: PartialImage) -> _Body | None:
                     document = event.model_dump()
                     return _body_of(document, document.get("usage"))
                 if kind.endswith(".partial_image"):
+                    has_begun = True
                     partial = await asyncio.to_thread(_read_partial, event.b64_json)
                     if partial is not None:
                         on_partial(partial, int(event.partial_image_index))
     except (ValueError, TypeError, AttributeError, RecursionError):
-        return None  # events that are no JSON, or lack what their type promises
+        pass  # events that are no JSON, or lack what their type promises
+    if has_begun:
+        raise fates.problem(_NAME, Fate.AMBIGUOUS, "answer_unreadable", status=200)
     return None
 
 

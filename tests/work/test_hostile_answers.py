@@ -214,6 +214,19 @@ async def test_stream_that_says_nothing_is_retried(body: bytes) -> None:
     assert (Fate.RETRY, "answer_unreadable") == (error.fate, error.code)
 
 
+@pytest.mark.parametrize("end", [b"", b"data: {\n\n"])
+async def test_a_stream_that_ends_after_a_preview_may_have_been_billed(end: bytes) -> None:
+    event = {"type": "image_edit.partial_image", "b64_json": base64.b64encode(plain_png()).decode(),
+             "partial_image_index": 0}  # fmt: skip
+    body = f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() + end
+    async with calling("openai", on_partial=lambda _, __: None) as (server, call):
+        server.always = Fault(body=body, content_type="text/event-stream")
+
+        error = await fate_of(call)
+
+    assert (Fate.AMBIGUOUS, "answer_unreadable") == (error.fate, error.code)
+
+
 @pytest.mark.parametrize(
     "usage",
     [None, [], {}, {"input_tokens": -5, "output_tokens": 10}, {"input_tokens": "many", "output_tokens": 1},
