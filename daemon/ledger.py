@@ -28,6 +28,7 @@ from daemon.storage import Storage, StoredFile
 
 SMALLEST_USD = Decimal("0.000001")
 """The smallest sum that the books can hold."""
+MAX_REQUEST_ID = 200
 _SWEEP_BATCH = 500
 
 
@@ -204,7 +205,9 @@ class Ledger:
                 "settle_step", step_id, job.fence, worker, result.cost_usd, encode_json(result.units),
                 result.content_sha256, result.content_type,
                 None if result.document is None else encode_json(result.document),
-                result.model, result.request_id,
+                result.model,
+                # As the server sent it; a header may hold any byte, and a paid result must not be lost for that.
+                result.request_id and result.request_id.encode("ascii", "replace").decode()[:MAX_REQUEST_ID],
             )
         )  # fmt: skip
 

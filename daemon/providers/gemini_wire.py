@@ -18,6 +18,7 @@ MAX_ANSWER_BYTES = 8 * 1024 * 1024
 _TOKENS_PER_IMAGE = 1120  # the most that one picture counts for
 _CHARS_PER_TOKEN = 3
 _MAX_DEPTH = 12
+_MAX_TOKENS = 10**9
 _KEPT = ("description", "nullable")
 _FORMATS = frozenset({"enum", "date-time", "float", "double", "int32", "int64"})
 
@@ -53,9 +54,11 @@ def estimate_usd(request: JsonRequest, prices: TokenPrices) -> Decimal:
 
 def price(reading: Reading, prices: TokenPrices) -> Usage:
     """Output is total minus prompt: thinking is billed and stands in no other count."""
-    out = max(0, reading.total_tokens - reading.prompt_tokens)
-    cost = (reading.prompt_tokens * prices.in_usd + out * prices.out_usd) / 1_000_000
-    return Usage(cost, {"prompt_tokens": reading.prompt_tokens, "output_tokens": out})
+    # Bounded: the ledger takes no negative costs, and none of a billion dollars.
+    prompt = min(max(0, reading.prompt_tokens), _MAX_TOKENS)
+    out = min(max(0, reading.total_tokens - prompt), _MAX_TOKENS)
+    cost = (prompt * prices.in_usd + out * prices.out_usd) / 1_000_000
+    return Usage(cost, {"prompt_tokens": prompt, "output_tokens": out})
 
 
 def conclude(reading: Reading, prices: TokenPrices, model: str) -> JsonAnswer:

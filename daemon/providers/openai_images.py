@@ -201,7 +201,7 @@ class OpenAIImages:
     def _price(self, usage: Mapping[str, Any], request: PaintRequest) -> Usage:
         stated = openai_shapes.price_usage(usage, self._prices)
         if stated is not None:
-            return Usage(stated, dict(usage))
+            return Usage(stated, openai_shapes.read_counts(usage))
         return Usage(self.estimate_usd(request), {"priced_by": "estimate"})
 
     async def _fetch(self, body: _Body, timeout_s: float, paid: Mapping[str, Any]) -> bytes:
@@ -309,7 +309,8 @@ async def _read_stream(stream: Any, on_partial: PartialImage) -> _Body | None:
                 kind = str(getattr(event, "type", ""))
                 if kind.endswith(".completed"):
                     document = event.model_dump()
-                    return _body_of(document, document.get("usage"))
+                    if body := _body_of(document, document.get("usage")):
+                        return body
                 if kind.endswith(".partial_image"):
                     has_begun = True
                     partial = await asyncio.to_thread(_read_partial, event.b64_json)

@@ -39,6 +39,10 @@ SCENE_ORDER = (
     "Show only the surroundings that the following text describes, with free, level space in the lower middle"
     " where a product will be set later. Leave the product itself and all lettering out.\n\n"
 )
+_COUNTS = frozenset(
+    {"input_tokens", "output_tokens", "total_tokens", "text_tokens", "image_tokens", "cached_tokens"}
+)
+_DETAILS = frozenset({"input_tokens_details", "output_tokens_details"})
 
 
 class Shape(StrEnum):
@@ -150,6 +154,16 @@ def price_usage(usage: Mapping[str, Any], prices: ImagePrices) -> Decimal | None
     text = _tokens(details.get("text_tokens")) if isinstance(details, Mapping) else None
     text = min(text or 0, total_in)
     return price_tokens(prices, text_in=text, image_in=total_in - text, out=out)
+
+
+def read_counts(usage: Mapping[str, Any]) -> dict[str, Any]:
+    """The token counts of an answer's usage, and those of its details; whatever else a server puts there is left out."""
+    flat = {name: n for name, n in usage.items() if name in _COUNTS and _tokens(n) is not None}
+    details = {name: part for name, part in usage.items() if name in _DETAILS and isinstance(part, Mapping)}
+    return flat | {
+        name: {count: n for count, n in part.items() if count in _COUNTS and _tokens(n) is not None}
+        for name, part in details.items()
+    }
 
 
 def price_tokens(prices: ImagePrices, *, text_in: int, image_in: int, out: int) -> Decimal:

@@ -29,6 +29,7 @@ class Provider:
     cost_usd: Decimal = PRICE
     data: bytes | None = b"a picture"
     document: Any = None
+    request_id: str = "req-1"
     error: Exception | None = None
     gate: asyncio.Event | None = None
     on_call: Callable[[], Awaitable[None]] | None = None
@@ -50,7 +51,7 @@ class Provider:
             content_type="image/png",
             document=self.document,
             model="model-1",
-            request_id="req-1",
+            request_id=self.request_id,
         )
 
 

@@ -538,14 +538,15 @@ async def test_a_result_whose_file_is_damaged_is_made_again(daemon: Daemon, stor
     assert (2, b"a picture") == (provider.calls, value.data)
 
 
-async def test_a_paid_document_survives_what_jsonb_refuses(daemon: Daemon) -> None:
+async def test_a_paid_document_survives_what_the_database_refuses(daemon: Daemon) -> None:
     job = await claim_job(daemon)
     strange = {"nul": "a\x00b", "half": "\ud800", "nan": float("nan"), "smile": "\U0001f600"}
-    await daemon.pay(job, Provider(document=strange))
+    await daemon.pay(job, Provider(document=strange, request_id="req-\udcff" + "x" * 300))
 
     value = await daemon.pay(job, Provider())
 
     assert {"nul": "a\ufffdb", "half": "\ufffd", "nan": None, "smile": "\U0001f600"} == value.document
+    assert "req-?" + "x" * 195 == value.request_id
 
 
 def test_json_for_the_books_is_left_alone_when_it_is_sound() -> None:

@@ -297,3 +297,12 @@ def test_endless_schema_is_refused() -> None:
 
     with pytest.raises(ValueError, match="too deeply"):
         gemini_wire.reduce_schema({"$defs": {"Node": node}, "$ref": "#/$defs/Node"})
+
+
+@pytest.mark.parametrize(("prompt", "total"), [(-5, -1), (10**30, 10**31), (5, 3)])
+def test_absurd_counts_cost_neither_less_than_nothing_nor_more_than_the_books_hold(
+    prompt: int, total: int
+) -> None:
+    reading = gemini_wire.Reading("", "STOP", "", prompt_tokens=prompt, total_tokens=total)
+
+    assert 0 <= gemini_wire.price(reading, TokenPrices()).cost_usd < 10**7

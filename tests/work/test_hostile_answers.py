@@ -245,6 +245,27 @@ async def test_absurd_usage_is_priced_by_the_estimate(usage: Any) -> None:
     assert 0 < answer.usage.cost_usd < 1
 
 
+async def test_only_counts_are_kept_of_a_usage() -> None:
+    """It is stored with the step: neither 60 MB nor a thousand levels of it."""
+    usage = {
+        "input_tokens": 50, "output_tokens": 10, "more": "x" * 100_000, "total_tokens": {"a": {"b": {}}},
+        "input_tokens_details": {"text_tokens": 10, "image_tokens": -1, "notes": []},
+    }  # fmt: skip
+    body = {"data": [{"b64_json": base64.b64encode(plain_png()).decode()}], "usage": usage}
+    async with calling("openai") as (server, call):
+        server.always = Fault(body=json.dumps(body).encode(), content_type="application/json")
+
+        answer = await call()
+
+    kept = {
+        "input_tokens": 50,
+        "output_tokens": 10,
+        "total_tokens": {},
+        "input_tokens_details": {"text_tokens": 10},
+    }
+    assert kept == answer.usage.units
+
+
 async def test_errors_name_no_vendor_type() -> None:
     async with calling("openai") as (server, call):
         server.always = Fault(status=500)
