@@ -98,19 +98,21 @@ class Idempotency:
             return await call(request)
         principal = request[PRINCIPAL].id
         fingerprint = hashlib.sha256(f"{request.method} {request.raw_path} {content}".encode()).hexdigest()
-        row = await self._db.fetchrow("take_idempotency_key", principal, key, fingerprint)
-        if row is None or row["fingerprint"] != fingerprint:
+        taking = ("take_idempotency_key", principal, key, fingerprint)
+        # No row: another took the key after this statement began. The next statement sees who has it.
+        row = await self._db.fetchrow(*taking) or await self._db.fetchrow(*taking)
+        if row is not None and row["fingerprint"] != fingerprint:
             raise InvalidInput(
                 "This Idempotency-Key was used for another request.", code="idempotency_key_reused",
                 hint="Use a new key for a new request.",
             )  # fmt: skip
         seal = _Seal(request) if sealed else None
+        if row is None or not (row["taken"] or row["response"]):
+            raise Conflict(
+                "A request with the same Idempotency-Key is in flight.", code="idempotency_in_flight",
+                data={"retry_after_s": 1},
+            )  # fmt: skip
         if not row["taken"]:
-            if row["response"] is None:
-                raise Conflict(
-                    "A request with the same Idempotency-Key is in flight.", code="idempotency_in_flight",
-                    data={"retry_after_s": 1},
-                )  # fmt: skip
             return _replay(row["response"], seal)
         return await self._keep(await self._run(request, call, principal, key), principal, key, seal)
 

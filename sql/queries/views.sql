@@ -388,7 +388,8 @@ limit $6
 
 -- name: take_idempotency_key
 -- fingerprint, response and whether the key is now the caller's. One that was taken a minute ago and never answered
--- was left by a process that died. $1 principal, $2 key, $3 fingerprint
+-- was left by a process that died. No row when another took it while this statement ran.
+-- $1 principal, $2 key, $3 fingerprint
 with taken as (
     insert into listingd.idempotency_keys as i (principal, key, fingerprint)
     values ($1, $2, $3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,6 +14,7 @@ from daemon.db import Database
 from daemon.housekeeping import DAY_S
 from daemon.settings import Settings
 from tests.api.operated import FIRST, Operated, operated, user_token
+from tests.support import eventually
 
 ENDPOINT = {"url": "https://hooks.example/x"}
 
@@ -88,6 +90,33 @@ async def test_key_of_another_body_or_path_is_refused(api: Operated) -> None:
     other_path = await api.call("POST", "/v1/admin/keys", headers=headers, json=ENDPOINT)
 
     assert [(422, "idempotency_key_reused")] * 2 == [(s, p["code"]) for s, p, _ in (other_body, other_path)]
+    assert 1 == len((await api.call("GET", "/v1/webhooks"))[1]["data"])
+
+
+@pytest.mark.parametrize("first_call", ["in flight", "answered", "of another body"])
+async def test_a_key_taken_by_two_calls_at_once_goes_to_one_of_them(api: Operated, first_call: str) -> None:
+    """The second's statement waits for the first's row, which is younger than what the statement sees."""
+    await api.call("POST", "/v1/webhooks", headers={"Idempotency-Key": "earlier"}, json=ENDPOINT)
+    async with api.db.acquire() as c:
+        async with c.transaction():
+            await c.execute(
+                "insert into listingd.idempotency_keys (principal, key, fingerprint, response)"
+                " select i.principal, 'both', case $1 when 'of another body' then '' else i.fingerprint end,"
+                " case $1 when 'answered' then i.response end from listingd.idempotency_keys as i", first_call,
+            )  # fmt: skip
+            second = asyncio.create_task(
+                api.call("POST", "/v1/webhooks", headers={"Idempotency-Key": "both"}, json=ENDPOINT)
+            )
+            await eventually(lambda: c.fetch("select from pg_locks where not granted"))
+        status, body, headers = await second
+
+    told = (status, body.get("code"), headers.get("Retry-After"), headers.get("Idempotency-Replayed"))
+    expected = {
+        "in flight": (409, "idempotency_in_flight", "1", None),
+        "answered": (201, None, None, "true"),
+        "of another body": (422, "idempotency_key_reused", None, None),
+    }
+    assert expected[first_call] == told
     assert 1 == len((await api.call("GET", "/v1/webhooks"))[1]["data"])
 
 
