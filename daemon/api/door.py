@@ -89,9 +89,9 @@ class Door:
             self._count += 1
             given = f"{self._prefix}{self._count:x}"
         visit = Visit(given, time.perf_counter())
+        request[VISIT] = visit  # before it is cloned: aiohttp sends answers with the original
         if self._proxies:
             request = self._see_through_proxy(request)
-        request[VISIT] = visit
         route = self._routes.get(request.match_info.handler)
         response: web.StreamResponse
         try:

@@ -217,6 +217,15 @@ async def test_only_trusted_proxies_name_the_client(configured: Any) -> None:
     assert ["127.0.0.1", "203.0.113.9"] == seen
 
 
+async def test_an_answer_behind_a_trusted_proxy_wears_all_its_headers(configured: Any) -> None:
+    async with configured(trusted_proxies=("127.0.0.0/8",)) as api:
+        headers = {"X-Forwarded-For": "203.0.113.9", "X-Request-Id": "mine"}
+        _, _, answer = await api.call("GET", "/v1/jobs", user="ann", headers=headers)
+
+    assert "mine" == answer.headers.get("X-Request-Id")
+    assert {"Server-Timing", "RateLimit", "RateLimit-Policy"} <= answer.headers.keys()
+
+
 async def test_draining_takes_no_new_work_but_answers(api: Api) -> None:
     job = await api.create()
     api.draining.append(True)
