@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from uuid import UUID
 
 from daemon.db import Database
-from daemon.errors import InvalidInput, NotFound
+from daemon.errors import InvalidInput, NotFound, Unauthenticated
 from daemon.later import later
 
 if TYPE_CHECKING:
@@ -87,7 +87,10 @@ class ReadTokens:
         return ReadToken(PREFIX + signed, expires_at)
 
     async def verify(self, token: str) -> ReadGrant | None:
-        """What the token grants, or None when it is not ours or has ended. Errors: Unavailable."""
+        """What the token grants, or None when it is not ours.
+
+        Errors: Unauthenticated token_expired (its signature was good), Unavailable.
+        """
         if not token.startswith(PREFIX) or not token.isascii() or len(token) > 4096:
             return None
         signed = token.removeprefix(PREFIX)
@@ -99,6 +102,8 @@ class ReadTokens:
             claims = jwt.decode(
                 signed, secret, algorithms=["HS256"], audience=_AUDIENCE, options={"require": ["exp", "aud"]}
             )
+        except jwt.ExpiredSignatureError:
+            raise Unauthenticated("The token has expired.", code="token_expired") from None
         except (jwt.InvalidTokenError, ValueError, TypeError):
             return None
         subject, value = _split(claims["scope"])

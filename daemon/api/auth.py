@@ -7,7 +7,7 @@
 
 Refusals are counted by address. An address that is refused too often gets 429 for credentials that this
 process has not accepted lately: guessing is slowed down, while its honest neighbours behind the same proxy
-go on. An expired JWT with a good signature is no guess and is not counted.
+go on. An expired token with a good signature is no guess and is not counted.
 """
 
 from __future__ import annotations
@@ -106,12 +106,13 @@ class RefusalLimit:
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address -> level, at
 
     def check(self, address: str) -> None:
-        """Nothing, or TooManyRequests."""
+        """Nothing, or TooManyRequests too_many_refusals."""
         excess = self._level(_network(address)) - (self._per_minute - 1)
         if excess > 0:
             wait_s = excess * WINDOW_S / self._per_minute
             raise TooManyRequests(
                 "Too many refused credentials from this address.",
+                code="too_many_refusals",
                 hint="Check the key or sign in again.",
                 data={"retry_after_s": max(1, round(wait_s))},
             )
