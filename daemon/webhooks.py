@@ -16,6 +16,8 @@ from datetime import datetime
 from typing import Any, Literal, get_args
 from uuid import UUID
 
+import asyncpg
+
 from daemon.db import Database
 from daemon.errors import Conflict, NotFound
 from daemon.jobs import new_id
@@ -142,10 +144,13 @@ class Webhooks:
     async def rotate_secret(self, user_id: str, endpoint_id: UUID | None, *, overlap_s: float) -> str:
         """A new secret; the old one signs along for `overlap_s` seconds. Errors: NotFound, Unavailable."""
         secret = new_secret()
-        _found(
-            await self._database.fetchrow("rotate_webhook_secret", endpoint_id, user_id, secret, overlap_s)
-        )
-        return secret
+        rotating = ("rotate_webhook_secret", endpoint_id, user_id, secret, overlap_s)
+        while True:
+            try:
+                _found(await self._database.fetchrow(*rotating))
+            except asyncpg.UniqueViolationError:  # of several at once one wins each round
+                continue
+            return secret
 
     async def find_target(self, user_id: str, endpoint_id: UUID | None, url: str | None) -> Target | None:
         """Where a delivery goes now; None when its endpoint is gone or disabled. Errors: Unavailable."""

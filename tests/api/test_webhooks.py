@@ -297,6 +297,23 @@ async def test_large_job_stays_below_20_kb(house: House, endpoint: tuple[Endpoin
     assert ["result", "metadata", "tags"] == json.loads(body)["data"]["job"]["too_large"]
 
 
+@pytest.mark.parametrize("of_jobs", [False, True])
+async def test_rotations_at_once_all_give_secrets_that_sign(
+    house: House, endpoint: tuple[Endpoint, str], of_jobs: bool
+) -> None:
+    endpoint_id = None if of_jobs else endpoint[0].id
+    await house.webhooks.read_secret("", endpoint_id)
+
+    made = await asyncio.gather(
+        *(house.webhooks.rotate_secret("", endpoint_id, overlap_s=3600) for _ in range(8))
+    )
+
+    target = await house.webhooks.find_target("", endpoint_id, "https://hooks.example/x")
+    assert target is not None
+    assert set(made) <= set(target.keys)
+    assert target.keys[0] == await house.webhooks.read_secret("", endpoint_id)
+
+
 async def test_rotation_signs_with_both_secrets(
     house: House, receiver: Receiver, endpoint: tuple[Endpoint, str]
 ) -> None:
