@@ -1,8 +1,8 @@
 -- Erases jobs that ended long ago, with their attempts, assets, documents and results of steps, in one small batch;
 -- what their steps cost stays in the ledger.
--- Children go with their parents. Walks the ids upwards (they begin with their time of creation) as far as jobs can
--- be old enough; last_id is where the next batch begins, null at the end. sha256s: files that may now be without an
--- owner.
+-- Children go with their parent, whatever their own state and age; one that outlives it (retried alone) goes by itself.
+-- Walks the ids upwards (they begin with their time of creation) as far as jobs can be old enough; last_id is where the
+-- next batch begins, null at the end. sha256s: files that may now be without an owner.
 create or replace function listingd.prune_jobs(states text[], age_s float8, max_jobs int, after_id uuid default null)
 returns table (jobs int, last_id uuid, sha256s text[])
 language plpgsql volatile
@@ -25,15 +25,28 @@ begin
         limit max_jobs
     ) as l;
 
-    select array_agg(s.id)
-    into doomed
-    from listingd.job_states as s
-    left join listingd.job_states as p on p.id = s.parent_id
-    where
-        s.id = any(looked)
-        and s.state = any(states)
-        and s.finished_at < now() - make_interval(secs => age_s)
-        and (s.parent_id is null or p.id is null or p.finished_at < now() - make_interval(secs => age_s));
+    -- What somebody holds (retries) at this moment waits for the next round.
+    with heads as (
+        select s.id
+        from listingd.job_states as s
+        left join listingd.job_states as p on p.id = s.parent_id
+        where
+            s.id = any(looked)
+            and s.state = any(states)
+            and s.finished_at < now() - make_interval(secs => age_s)
+            and p.id is null
+        for update of s skip locked
+    )
+    select array_agg(h.id) into doomed from heads as h;
+    with children as (
+        select s.id
+        from listingd.job_states as s
+        where
+            s.id = any(array(select j.id from listingd.jobs as j where j.parent_id = any(doomed)))
+            and s.finished_at is not null
+        for update skip locked
+    )
+    select doomed || array_agg(c.id) into doomed from children as c;
 
     delete from listingd.attempts as a where a.job_id = any(doomed);
     delete from listingd.aplus_contents as c where c.job_id = any(doomed);

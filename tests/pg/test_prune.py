@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from uuid import UUID
 
@@ -19,14 +20,19 @@ async def connection(db: Database) -> AsyncIterator[asyncpg.Connection]:
     connection.terminate()
 
 
-async def end_job(connection: asyncpg.Connection, *, days_ago: int, state: str = "completed") -> UUID:
+async def end_job(
+    connection: asyncpg.Connection, *, days_ago: int, state: str = "completed", parent: UUID | None = None
+) -> UUID:
     """A job that was made and ended so many days ago; its id says so too."""
     made = await connection.fetchval("select listingd.enqueue_job('ping', user_id => 'u')")
     job_id = UUID(int=made.int - (days_ago * 86_400_000 << 80))
-    await connection.execute("update listingd.jobs set id = $2 where id = $1", made, job_id)
     await connection.execute(
-        "update listingd.job_states set id = $4, state = $2, finished_at = now() - make_interval(days => $3) where id = $1",
-        made, state, days_ago, job_id,
+        "update listingd.jobs set id = $2, parent_id = $3 where id = $1", made, job_id, parent
+    )
+    await connection.execute(
+        "update listingd.job_states set id = $4, parent_id = $5, state = $2,"
+        " finished_at = now() - make_interval(days => $3) where id = $1",
+        made, state, days_ago, job_id, parent,
     )  # fmt: skip
     return job_id
 
@@ -53,8 +59,8 @@ async def add_asset(connection: asyncpg.Connection, job_id: UUID, sha256: str) -
     )  # fmt: skip
 
 
-async def prune(db: Database) -> asyncpg.Record:
-    row = await db.fetchrow("prune_jobs", ["completed"], 86_400.0, 100, None)
+async def prune(db: Database, *states: str, limit: int = 100) -> asyncpg.Record:
+    row = await db.fetchrow("prune_jobs", states or ["completed"], 86_400.0, limit, None)
     assert row is not None
     return row
 
@@ -110,3 +116,59 @@ async def test_retention_looks_at_old_jobs_alone(db: Database, connection: async
     row = await prune(db)
 
     assert (0, old) == (row["jobs"], row["last_id"])
+
+
+async def test_a_child_goes_with_its_parent_whatever_its_own_state(
+    db: Database, connection: asyncpg.Connection
+) -> None:
+    """The finished images of a failed pack were once erased with the completed jobs, months before the pack."""
+    pack = await end_job(connection, days_ago=3, state="failed")
+    for state in ("completed", "completed", "failed"):
+        await end_job(connection, days_ago=2, state=state, parent=pack)
+
+    assert 0 == (await prune(db))["jobs"]
+    row = await prune(db, "failed", "cancelled", limit=1)
+
+    assert (4, pack) == (row["jobs"], row["last_id"])
+
+
+async def test_a_child_outlives_a_parent_too_young_and_goes_alone_when_it_is_gone(
+    db: Database, connection: asyncpg.Connection
+) -> None:
+    pack = await end_job(connection, days_ago=0)
+    await end_job(connection, days_ago=2, parent=pack)
+
+    assert 0 == (await prune(db))["jobs"]
+    await connection.execute("delete from listingd.job_states where id = $1", pack)
+
+    assert 1 == (await prune(db))["jobs"]
+
+
+async def test_a_child_that_runs_again_stays_when_its_parent_goes(
+    db: Database, connection: asyncpg.Connection
+) -> None:
+    pack = await end_job(connection, days_ago=2, state="failed")
+    child = await end_job(connection, days_ago=2, state="failed", parent=pack)
+    await db.fetchrow("retry_job", child, None)
+
+    assert 1 == (await prune(db, "failed"))["jobs"]
+    assert child == await connection.fetchval("select id from listingd.job_states where state = 'pending'")
+
+
+async def test_a_job_that_is_retried_at_this_moment_is_kept(
+    db: Database, connection: asyncpg.Connection
+) -> None:
+    """It was once chosen before the retry and erased after it."""
+    job = await end_job(connection, days_ago=2, state="failed")
+    other = await end_job(connection, days_ago=2, state="failed")
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.fetch(db.sql["retry_job"], job, None)
+
+    row = await asyncio.wait_for(prune(db, "failed"), 2)
+    await transaction.commit()
+
+    assert (1, max(job, other)) == (row["jobs"], row["last_id"])
+    assert [(job, "pending")] == [
+        tuple(left) for left in await connection.fetch("select id, state from listingd.job_states")
+    ]
