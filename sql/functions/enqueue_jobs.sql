@@ -78,7 +78,11 @@ as $$
             else coalesce(
                 (select k.id from keyed as k where k.id = a.id),
                 (select h.id from listingd.job_states as h where h.user_id = a.user_id and h.unique_key = a.unique_key),
-                (select b.id from asked as b where b.user_id = a.user_id and b.unique_key = a.unique_key order by b.n limit 1)
+                -- A twin in this batch, or one whose commit the insert waited for: only a statement of its own sees it.
+                listingd.enqueue_job(
+                    a.kind, a.input, a.user_id, a.project_id, a.priority, a.run_at, a.expires_at, a.max_attempts,
+                    a.metadata, a.tags, a.unique_key, a.webhook
+                )
             )
         end
     from asked as a

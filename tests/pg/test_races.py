@@ -205,3 +205,34 @@ async def test_an_end_that_comes_with_the_rescue_counts_once(bench: Bench) -> No
 
     assert [fence] == done.lost
     assert ("pending", 1) == ((row := await bench.state(job))["state"], row["rescues"])
+
+
+async def meet_over_a_key(bench: Bench, *, commits: bool) -> tuple[UUID, list[UUID]]:
+    """A job enqueued for a key, and what a batch with that key was given that waited for it."""
+    transaction = bench.first.transaction()
+    await transaction.start()
+    holder = await bench.first.fetchval("select listingd.enqueue_job('ping', unique_key => 'daily')")
+    batch = json.dumps([{"kind": "ping", "unique_key": key} for key in (None, "daily", "daily", "other")])
+    waiting = asyncio.ensure_future(
+        bench.second.fetch("select listingd.enqueue_jobs($1::jsonb) as id", batch)
+    )
+    await bench.waits_for_a_lock(bench.second)
+    await (transaction.commit() if commits else transaction.rollback())
+    return holder, [row["id"] for row in await waiting]
+
+
+async def test_a_batch_that_waited_for_the_holder_of_a_key_is_given_its_id(bench: Bench) -> None:
+    """It was once given the id of a job that was never stored."""
+    holder, given = await meet_over_a_key(bench, commits=True)
+
+    stored = await bench.db.pool.fetch("select id, unique_key from listingd.job_states")
+    assert [holder, holder] == given[1:3]
+    assert {given[0]: None, holder: "daily", given[3]: "other"} == dict(map(tuple, stored))
+    assert 3 == await bench.db.pool.fetchval("select count(*) from listingd.jobs")
+
+
+async def test_a_batch_that_waited_for_a_holder_that_came_to_nothing_takes_the_key(bench: Bench) -> None:
+    _, given = await meet_over_a_key(bench, commits=False)
+
+    assert given[1] == given[2]
+    assert {*given} == {row["id"] for row in await bench.db.pool.fetch("select id from listingd.jobs")}
