@@ -7,34 +7,62 @@ language sql volatile
 set search_path = pg_catalog, pg_temp
 as $$
     with dead as (
-        update listingd.workers as w
-        set stopped_at = now(), running = 0
-        where w.id in (
-            select d.id
-            from listingd.workers as d
-            where
-                d.stopped_at is null
-                and d.id <> own_worker
-                and (d.lease_until < now() or (d.instance = dead_instance and d.id < own_worker))
-            order by d.id
-            for update skip locked
-        )
-        returning w.id, w.low_fence
+        select d.id, d.low_fence
+        from listingd.workers as d
+        where
+            d.stopped_at is null
+            and d.id <> own_worker
+            and (d.lease_until < now() or (d.instance = dead_instance and d.id < own_worker))
+        order by d.id
+        for update skip locked
     ),
+    theirs as materialized (
+        select s.fence, s.worker, s.parent_id, s.cancel_requested or s.rescues + 1 >= allowed_rescues as ends
+        from dead as d
+        join listingd.job_states as s on s.fence >= d.low_fence and s.worker = d.id and s.state = 'processing'
+    ),
+    free_parents as materialized (
+        select p.id
+        from listingd.job_states as p
+        where p.id = any(array(select t.parent_id from theirs as t where t.ends))
+        for update skip locked
+    ),
+    -- What a stranger's transaction has locked, or the parent that would be told, waits for the next round: one row
+    -- must not hold back all the others.
     held as (
         select
             s.id,
             s.fence as held_fence,
-            d.id as dead_worker,
+            s.worker as dead_worker,
             case
                 when s.cancel_requested then 'cancelled'
                 when s.rescues + 1 >= allowed_rescues then 'failed'
                 else 'pending'
             end as next_state
-        from dead as d
-        join listingd.job_states as s on s.fence >= d.low_fence and s.worker = d.id and s.state = 'processing'
+        from listingd.job_states as s
+        where
+            s.fence = any(array(select t.fence from theirs as t))
+            and s.state = 'processing'
+            and (
+                not s.cancel_requested and s.rescues + 1 < allowed_rescues
+                or not exists (
+                    select
+                    from listingd.job_states as p
+                    where p.id = s.parent_id and p.id <> all(array(select f.id from free_parents as f))
+                )
+            )
         order by s.id
-        for update of s
+        for update skip locked
+    ),
+    -- Dead, but looked at again as long as a job is in its hands.
+    stopped as (
+        update listingd.workers as w
+        set stopped_at = now(), running = 0
+        where
+            w.id in (select d.id from dead as d)
+            and not exists (
+                select from theirs as t where t.worker = w.id and t.fence not in (select h.held_fence from held as h)
+            )
     ),
     taken as (
         update listingd.job_states as s

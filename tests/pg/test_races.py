@@ -236,3 +236,62 @@ async def test_a_batch_that_waited_for_a_holder_that_came_to_nothing_takes_the_k
 
     assert given[1] == given[2]
     assert {*given} == {row["id"] for row in await bench.db.pool.fetch("select id from listingd.jobs")}
+
+
+async def rescue(bench: Bench, allowed: int = 9, instance: str | None = None) -> list[UUID]:
+    """The jobs a rescue takes back, without waiting for anybody."""
+    rows = await asyncio.wait_for(bench.db.fetch("rescue_jobs", allowed, instance, 0), 2)
+    return [row["id"] for row in rows if row["state"] != "released"]
+
+
+async def is_stopped(bench: Bench) -> bool:
+    stopped: bool = await bench.db.pool.fetchval(
+        "select stopped_at is not null from listingd.workers where id = $1", bench.worker
+    )
+    return stopped
+
+
+async def test_a_rescue_leaves_a_job_that_a_stranger_has_locked_to_the_next_round(bench: Bench) -> None:
+    """A psql left open over one row once kept all of a dead worker's jobs from coming back."""
+    locked, _ = await bench.run("ping")
+    free, _ = await bench.run("ping")
+    await bench.db.pool.execute("update listingd.workers set lease_until = now() - interval '1 s'")
+
+    async with bench.first.transaction():
+        await bench.first.execute("select from listingd.job_states where id = $1 for update", locked)
+        assert [free] == await rescue(bench)
+        assert not await is_stopped(bench)
+        assert [] == await rescue(bench)
+
+    assert [locked] == await rescue(bench)
+    assert await is_stopped(bench)
+
+
+async def test_a_rescue_leaves_a_last_word_to_a_locked_parent_to_the_next_round(bench: Bench) -> None:
+    """A child that comes back pending has nothing to tell its parent: it need not wait."""
+    parent, fence = await bench.run()
+    await bench.db.fetch("fan_out", fence, bench.worker, spawn("main", "angle"))
+    children = await bench.db.pool.fetch(
+        "select id, fence from listingd.job_states where parent_id = $1 order by fence", parent
+    )
+    await bench.queue.flush(bench.first, [], bench.worker, [child["fence"] for child in children])
+    await bench.queue.cancel(children[0]["id"])
+    await bench.db.pool.execute("update listingd.workers set lease_until = now() - interval '1 s'")
+
+    async with bench.first.transaction():
+        await bench.first.execute("select from listingd.job_states where id = $1 for update", parent)
+        assert [children[1]["id"]] == await rescue(bench)
+        assert not await is_stopped(bench)
+
+    assert [children[0]["id"]] == await rescue(bench)
+    assert await is_stopped(bench)
+    assert ("waiting", 1) == ((row := await bench.state(parent))["state"], row["open_children"])
+
+
+async def test_a_child_whose_parent_is_gone_is_rescued_for_good(bench: Bench) -> None:
+    job, _ = await bench.run("ping")
+    await bench.db.pool.execute("update listingd.job_states set parent_id = $1", new_id())
+    await bench.db.pool.execute("update listingd.workers set lease_until = now() - interval '1 s'")
+
+    assert [job] == await rescue(bench, allowed=1)
+    assert await is_stopped(bench)
