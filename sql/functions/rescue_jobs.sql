@@ -10,16 +10,24 @@ as $$
         select d.id, d.low_fence
         from listingd.workers as d
         where
-            d.stopped_at is null
-            and d.id <> own_worker
-            and (d.lease_until < now() or (d.instance = dead_instance and d.id < own_worker))
+            d.id <> own_worker
+            and (
+                d.stopped_at is null and (d.lease_until < now() or (d.instance = dead_instance and d.id < own_worker))
+                -- A statement sent before the death may commit after it. Equal: it stopped by itself, with empty hands.
+                or d.stopped_at > now() - interval '1 minute' and d.lease_until <> d.stopped_at
+            )
         order by d.id
         for update skip locked
     ),
     theirs as materialized (
         select s.fence, s.worker, s.parent_id, s.cancel_requested or s.rescues + 1 >= allowed_rescues as ends
         from dead as d
-        join listingd.job_states as s on s.fence >= d.low_fence and s.worker = d.id and s.state = 'processing'
+        cross join lateral (  -- fenced off: guessing many dead, the planner would read the whole table once for all
+            select *
+            from listingd.job_states as j
+            where j.fence >= d.low_fence and j.worker = d.id and j.state = 'processing'
+            offset 0
+        ) as s
     ),
     free_parents as materialized (
         select p.id
@@ -60,6 +68,7 @@ as $$
         set stopped_at = now(), running = 0
         where
             w.id in (select d.id from dead as d)
+            and w.stopped_at is null
             and not exists (
                 select from theirs as t where t.worker = w.id and t.fence not in (select h.held_fence from held as h)
             )

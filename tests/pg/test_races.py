@@ -295,3 +295,31 @@ async def test_a_child_whose_parent_is_gone_is_rescued_for_good(bench: Bench) ->
 
     assert [job] == await rescue(bench, allowed=1)
     assert await is_stopped(bench)
+
+
+async def test_a_claim_that_commits_after_its_worker_was_declared_dead_is_rescued(bench: Bench) -> None:
+    """Only workers not yet stopped were once looked at: such a job was processing for ever."""
+    job = await bench.db.pool.fetchval("select listingd.enqueue_job('ping')")
+    fence = (await bench.state(job))["fence"]
+    transaction = bench.first.transaction()
+    await transaction.start()
+    await bench.queue.flush(bench.first, [], bench.worker, [fence])
+    await bench.db.pool.execute("update listingd.workers set lease_until = now() - interval '1 s'")
+    assert [] == await rescue(bench)
+    read = "select stopped_at from listingd.workers where id = $1"
+    stopped_at = await bench.db.pool.fetchval(read, bench.worker)
+    await transaction.commit()
+
+    assert [job] == await rescue(bench)
+    assert stopped_at == await bench.db.pool.fetchval(read, bench.worker) is not None
+
+
+async def test_a_worker_that_stopped_by_itself_or_long_ago_is_not_looked_at_again(bench: Bench) -> None:
+    """Its low mark may lie far back: each look would read what the queue did since."""
+    await bench.run("ping")
+    await bench.db.pool.execute("update listingd.workers set stopped_at = now(), lease_until = now()")
+    assert [] == await rescue(bench)
+    await bench.db.pool.execute(
+        "update listingd.workers set stopped_at = now() - interval '2 minutes', lease_until = now() - interval '3 minutes'"
+    )
+    assert [] == await rescue(bench)
