@@ -209,6 +209,28 @@ async def test_common_stream_is_narrowed_by_project_tag_and_kind(api: Api) -> No
         await api.call("POST", f"/v1/jobs/{new['id']}/cancel")
 
 
+async def test_a_full_common_stream_lets_the_oldest_of_its_snapshot_go_first(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is let go is not polled any more: a change that another process makes would go unseen."""
+    monkeypatch.setattr("daemon.api.feed.MAX_FOLLOWED", 2)
+    monkeypatch.setattr(events_module, "MAX_FOLLOWED", 2)
+    await api.create()
+    newest = await api.create()
+    await api.execute("update listingd.jobs set created_at = created_at - interval '1 hour'")
+    async with follow(api, "/v1/events") as reader:
+        await reader.next()
+        await api.create()
+        await reader.next()
+        await api.execute(
+            "update listingd.job_states set progress = '{\"done\": 1}', version = version + 1 where id = $1",
+            UUID(newest["id"]),
+        )
+        name, data, _ = await reader.next()
+
+    assert ("progress", newest["id"]) == (name, data["id"])
+
+
 async def test_idle_stream_is_pinged(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """Proxies cut what is silent for a minute."""
     monkeypatch.setattr("daemon.api.events.PING_S", 0.05)
