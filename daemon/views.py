@@ -46,7 +46,7 @@ class Job:
     state: State
     user_id: str
     project_id: UUID | None
-    created_at: datetime
+    finished_at: datetime | None
     version: int
     item_ids: tuple[UUID, ...]
     fields: Mapping[str, str]
@@ -305,7 +305,7 @@ class Views:
             "links": self._links(str(row["id"])),
         }
         return Job(
-            row["id"], row["kind"], state, row["user_id"], row["project_id"], row["created_at"], row["version"],
+            row["id"], row["kind"], state, row["user_id"], row["project_id"], row["finished_at"], row["version"],
             item_ids, fields,
         )  # fmt: skip
 

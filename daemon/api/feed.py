@@ -87,7 +87,7 @@ class Watch:
         ):
             return False
         # What had ended before the stream was opened is no news, unless it was retried since.
-        return not job.is_final or job.created_at >= self._opened_at or job.id in self._ended
+        return job.finished_at is None or job.finished_at >= self._opened_at or job.id in self._ended
 
     def close(self) -> None:
         """Tell the reader that the process stops."""

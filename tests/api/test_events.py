@@ -231,6 +231,23 @@ async def test_a_full_common_stream_lets_the_oldest_of_its_snapshot_go_first(
     assert ("progress", newest["id"]) == (name, data["id"])
 
 
+async def test_a_job_beyond_the_snapshot_that_ends_before_it_is_read_is_told_done(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is older than the stream, but its end is not."""
+    monkeypatch.setattr(events_module, "MAX_FOLLOWED", 1)
+    oldest = await api.create()
+    await api.create()
+    await api.execute("update listingd.jobs set created_at = created_at - interval '1 hour'")
+    async with follow(api, "/v1/events") as reader:
+        _, snapshot, _ = await reader.next()
+        await api.call("POST", f"/v1/jobs/{oldest['id']}/cancel")
+        events = await reader.until("done")
+
+    assert oldest["id"] not in [job["id"] for job in snapshot["jobs"]]
+    assert ("done", oldest["id"]) == (events[-1][0], events[-1][1]["id"])
+
+
 async def test_idle_stream_is_pinged(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """Proxies cut what is silent for a minute."""
     monkeypatch.setattr("daemon.api.events.PING_S", 0.05)
