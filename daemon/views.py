@@ -179,11 +179,13 @@ class Views:
         )
         return [row["id"] for row in rows]
 
-    async def list_new(self, wanted: JobFilter, *, since: datetime, limit: int) -> list[UUID]:
-        """The newest jobs without parent that were created after `since`."""
+    async def list_new(
+        self, wanted: JobFilter, *, since: datetime, ends_of_old: bool, limit: int
+    ) -> list[UUID]:
+        """The newest jobs without parent that were created after `since`; with `ends_of_old` those that ended, too."""
         name = "list_new_jobs" if wanted.user_id is None else "list_new_user_jobs"
         # Ids are made a moment before their row is stored, on a clock that may differ by a little.
-        lowest = first_id(since.timestamp() - 60)
+        lowest = first_id(0 if ends_of_old else since.timestamp() - 60)
         rows = await self._db.fetch_as(
             wanted.user_id, name, wanted.user_id, wanted.project_id, wanted.tag, wanted.kind, since, limit, lowest
         )  # fmt: skip

@@ -90,6 +90,7 @@ class Events:
         since = self._read_since(_position(request, query.after))
         with self._feed.watch(subject=subject) as watch:
             ids = await self._views.list_open(subject, since=since, limit=MAX_FOLLOWED)
+            watch.is_partial |= len(ids) == MAX_FOLLOWED
             jobs = {job.id: job for job in await self._views.read_jobs(ids, subject.user_id)}
             for job in reversed(jobs.values()):  # the newest last, so that the oldest is let go first
                 if job.is_final:

@@ -28,7 +28,8 @@ GATHER_S = 0.02  # what changes within this time is read by one query
 DISCOVER_S = 1.0
 READ_SIZE = 200
 MAX_FOLLOWED = 500
-"""Jobs that one watch follows; the oldest are let go."""
+"""Jobs that one watch follows; the oldest are let go, and only their end is looked for."""
+MAX_ENDED = 1000  # as many as a look for ends walks through, so that none of them is told twice
 
 _SLACK = timedelta(seconds=5)  # created_at is the start of a transaction that may commit later
 
@@ -42,6 +43,7 @@ class Watch:
         self.subject = subject
         self.followed: dict[UUID, int] = {}
         self.closed = False
+        self.is_partial = False  # jobs that it does not follow may be open
         self._opened_at = datetime.now(UTC)
         self._ended: dict[UUID, int] = {}
         self._fresh: dict[UUID, Job | None] = {}
@@ -71,7 +73,7 @@ class Watch:
     def note_end(self, job: Job) -> None:
         """The reader has seen this job's end: it comes again only with a later version (a retry)."""
         self._ended[job.id] = job.version
-        if len(self._ended) > MAX_FOLLOWED:
+        if len(self._ended) > MAX_ENDED:
             del self._ended[next(iter(self._ended))]
 
     def knows(self, job_id: UUID) -> bool:
@@ -129,6 +131,7 @@ class Feed:
         """Add a job to a watch whose reader has its `version` already."""
         while len(watch.followed) >= MAX_FOLLOWED:
             self.drop(watch, next(iter(watch.followed)))
+            watch.is_partial = True
         watch.followed[job_id] = version
         watches = self._watches.get(job_id)
         if watches is None:
@@ -231,15 +234,17 @@ class Feed:
             self._parents[item] = parent
 
     async def _discover(self) -> None:
-        """Find new jobs of other processes, with one query for each distinct subject."""
+        """Find new jobs, and ends of jobs not followed, of other processes: one query for each distinct subject."""
         looked_at = datetime.now(UTC)
         for subject in {watch.subject for watch in self._wide if watch.subject is not None}:
-            ids = await self._views.list_new(subject, since=self._since - _SLACK, limit=MAX_FOLLOWED)
-            unknown = {
-                job_id
-                for job_id in ids
-                if any(w.subject == subject and not w.knows(job_id) for w in self._wide)
-            }
+            watches = [watch for watch in self._wide if watch.subject == subject]
+            ids = await self._views.list_new(
+                subject,
+                since=self._since - _SLACK,
+                ends_of_old=any(watch.is_partial for watch in watches),
+                limit=MAX_FOLLOWED,
+            )
+            unknown = {job_id for job_id in ids if any(not watch.knows(job_id) for watch in watches)}
             if unknown:
                 await self._read(unknown)
         self._since = looked_at

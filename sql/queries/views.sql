@@ -349,41 +349,53 @@ order by n.id desc
 limit $6
 
 -- name: list_new_user_jobs
--- A user's jobs without parent that were created after a time. $1 … $6 as above, since not null, $7 an id below theirs
-select j.id
-from listingd.jobs as j
-where
-    j.user_id = $1
-    and j.id > $7::uuid
-    and j.created_at > $5::timestamptz
-    and j.parent_id is null
-    and j.kind <> 'webhook'
-    and ($2::uuid is null or j.project_id = $2)
-    and ($3::text is null or j.tags @> array[$3::text])
-    and ($4::text is null or j.kind = $4)
-order by j.id desc
+-- Of a user's newest 1000 jobs without parent, those that were created or ended after a time. $1 … $6 as above, since not
+-- null, $7 an id below those that are looked at
+select n.id
+from (
+    select j.id, j.created_at
+    from listingd.jobs as j
+    where
+        j.user_id = $1
+        and j.id > $7::uuid
+        and j.parent_id is null
+        and j.kind <> 'webhook'
+        and ($2::uuid is null or j.project_id = $2)
+        and ($3::text is null or j.tags @> array[$3::text])
+        and ($4::text is null or j.kind = $4)
+    order by j.id desc
+    limit 1000
+) as n
+join listingd.job_states as s on s.id = n.id
+where s.finished_at > $5::timestamptz or n.created_at > $5::timestamptz
+order by n.id desc
 limit $6
 
 -- name: list_new_jobs
 -- The same over all users. $1 unused (null)
-select s.id
-from listingd.job_states as s
-cross join lateral (
-    select k.kind, k.tags, k.project_id, k.created_at
-    from listingd.jobs as k
-    where k.user_id = s.user_id and k.id = s.id
-    offset 0
-) as j
-where
-    $1::text is null
-    and s.id > $7::uuid
-    and j.created_at > $5::timestamptz
-    and s.parent_id is null
-    and s.kind <> 'webhook'
-    and ($2::uuid is null or j.project_id = $2)
-    and ($3::text is null or j.tags @> array[$3::text])
-    and ($4::text is null or j.kind = $4)
-order by s.id desc
+select n.id
+from (
+    select s.id, s.finished_at, j.created_at
+    from listingd.job_states as s
+    cross join lateral (
+        select k.kind, k.tags, k.project_id, k.created_at
+        from listingd.jobs as k
+        where k.user_id = s.user_id and k.id = s.id
+        offset 0
+    ) as j
+    where
+        $1::text is null
+        and s.id > $7::uuid
+        and s.parent_id is null
+        and s.kind <> 'webhook'
+        and ($2::uuid is null or j.project_id = $2)
+        and ($3::text is null or j.tags @> array[$3::text])
+        and ($4::text is null or j.kind = $4)
+    order by s.id desc
+    limit 1000
+) as n
+where n.finished_at > $5::timestamptz or n.created_at > $5::timestamptz
+order by n.id desc
 limit $6
 
 -- name: take_idempotency_key

@@ -248,6 +248,32 @@ async def test_a_job_beyond_the_snapshot_that_ends_before_it_is_read_is_told_don
     assert ("done", oldest["id"]) == (events[-1][0], events[-1][1]["id"])
 
 
+async def test_a_job_that_is_not_followed_is_told_done_when_another_process_ends_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it was let go for a newer one, once it was beyond the snapshot. SQL ends it: nothing hints at it here."""
+    monkeypatch.setattr("daemon.api.feed.MAX_FOLLOWED", 2)
+    monkeypatch.setattr(events_module, "MAX_FOLLOWED", 2)
+    beyond, let_go, _ = await api.create(), await api.create(), await api.create()
+    # Their ids are old, too: what is new is looked for among the youngest ids.
+    for table in ("jobs", "job_states"):
+        await api.execute(
+            f"update listingd.{table} set id = overlay(id::text placing '00000000' from 1 for 8)::uuid"
+        )
+    await api.execute("update listingd.jobs set created_at = created_at - interval '1 hour'")
+    told = []
+    async with follow(api, "/v1/events") as reader:
+        await reader.next()
+        await api.create()
+        await reader.next()
+        fences = {str(job_id)[8:]: fence for job_id, fence in await api.claim()}
+        for job in (beyond, let_go):
+            await api.complete(fences[job["id"][8:]])
+            told.append((await reader.until("done"))[-1][1]["id"][8:])
+
+    assert [beyond["id"][8:], let_go["id"][8:]] == told
+
+
 async def test_idle_stream_is_pinged(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """Proxies cut what is silent for a minute."""
     monkeypatch.setattr("daemon.api.events.PING_S", 0.05)

@@ -236,6 +236,16 @@ async def test_the_second_wall_scans_nothing(queue: Queue, connection: asyncpg.C
     await check(connection, name, arguments(queue), bound)
 
 
+@pytest.mark.parametrize("name", ["list_new_user_jobs", "list_new_jobs"])
+async def test_a_look_for_ends_of_old_jobs_walks_the_newest_alone(
+    queue: Queue, connection: asyncpg.Connection, name: str
+) -> None:
+    """There is no index on finished_at: it would end the HOT updates of the queue."""
+    user = USER if name == "list_new_user_jobs" else None
+    since, limit, _ = newest()
+    await check(connection, name, [user, None, None, None, since, limit, first_id(0)], 2500)
+
+
 async def test_a_deep_page_costs_no_more_than_the_first(queue: Queue, connection: asyncpg.Connection) -> None:
     """The cursor is a place in the index, also in a generic plan."""
     row = await connection.fetchrow(
