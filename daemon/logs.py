@@ -59,7 +59,7 @@ _SECRET_TEXT = re.compile(
     | \bsk-[A-Za-z0-9_-]{12,}
     | \bAIza[A-Za-z0-9_-]{20,}
     | \bAQ\.[A-Za-z0-9_-]{20,}
-    | \beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?      # JWT
+    | \beyJ[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?     # JWT
     """
 )
 

@@ -23,6 +23,9 @@ from daemon.amazon.aplus_limits import AplusModule
 from daemon.amazon.policy import check_text
 
 MAX_PARAGRAPHS = 100
+MAX_DRAFT = 150_000
+MAX_BODY = 6000
+MAX_ERRORS = 100
 SPECIFICATION_WORDS = 5  # a labelled text of more words is a sentence about a feature
 
 
@@ -193,6 +196,8 @@ def read_draft(
     text: str, brief: AplusBrief, *, canaries: Sequence[str] = ()
 ) -> tuple[AplusDraft | None, tuple[DraftError, ...]]:
     """The draft in a writer's raw answer and everything wrong with it; (None, errors) if it is no draft."""
+    if len(text) > MAX_DRAFT:
+        return None, (DraftError("", f"Has {len(text)} characters, at most {MAX_DRAFT} are read."),)
     try:
         draft = AplusDraft.model_validate(json.loads(text))
     except ValidationError as exc:
@@ -209,8 +214,9 @@ def read_draft(
         errors += _check_shape(module, SHAPES[module.module], f"/modules/{index}")
     known = _figures(json.dumps(brief.facts.model_dump(), ensure_ascii=False))
     for pointer, value in _texts(draft):
-        errors += _check_value(value, pointer, known, canaries)
-    return draft, tuple(errors)
+        # Beyond the longest body there is an error already, and the rules take more than their share of long texts.
+        errors += _check_value(value[:MAX_BODY], pointer, known, canaries)
+    return draft, tuple(errors[:MAX_ERRORS])
 
 
 def _check_shape(module: ModuleDraft, shape: Shape, pointer: str) -> list[DraftError]:

@@ -22,6 +22,7 @@ from daemon.errors import InvalidInput, MalformedBody, TooLarge, UnsupportedMedi
 from daemon.settings import Http
 
 MAX_DEPTH = 32
+MAX_PARTS = 60_000
 MAX_STRING = 100_000
 MAX_DIGITS = 100
 
@@ -80,7 +81,10 @@ async def read_json(request: web.Request, http: Http) -> tuple[Any, bytes]:
 
 def parse(body: bytes) -> Any:
     """The document in the bytes. Errors: MalformedBody."""
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
+    containers = body.count(b"[") + body.count(b"{")
+    if containers + body.count(b":") > MAX_PARTS:  # a megabyte of them would hold the loop for half a second
+        raise MalformedBody(f"The document has more than {MAX_PARTS} lists, objects and keys.")
+    if containers > MAX_DEPTH and _depth(body) > MAX_DEPTH:
         raise MalformedBody(f"The document is nested more than {MAX_DEPTH} deep.")
     try:
         document = _DECODER.decode(body.decode("utf-8"))

@@ -72,6 +72,8 @@ class Connection(web.RequestHandler):
                 "http.failed", method=request.method, path=request.path, request_id=request_id,
                 error=type(exc).__name__, exc_info=exc,
             )  # fmt: skip
+            if request.writer.output_size > 0:
+                raise ConnectionError("The head is out; the client must see that the body is cut.")
             problem = Problem(
                 500, "internal", "A bug of ours; the log has it under the request id.", close=True
             )

@@ -96,12 +96,13 @@ class Door:
         response: web.StreamResponse
         try:
             response = await self._admit(request, handler, route, visit)
-        except ListingdError as exc:
+        except (ListingdError, web.HTTPException) as exc:
+            if request.writer.output_size > 0:
+                raise  # the head is out: a second answer would be read as part of the body
             if isinstance(exc, TooManyRequests):
                 visit.rate_limit = exc.data.get("rate_limit")
-            response = describe(exc).answer(visit.id)
-        except web.HTTPException as exc:
-            response = describe_http(exc).answer(visit.id)
+            problem = describe(exc) if isinstance(exc, ListingdError) else describe_http(exc)
+            response = problem.answer(visit.id)
         if isinstance(response, web.Response):  # not a stream or a file, which have been sent by now
             self._compress(request, response)
             if self._deps.is_draining():

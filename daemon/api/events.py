@@ -100,8 +100,7 @@ class Events:
             async with self._stream(request) as stream:
                 shown = ",".join(job.to_json(_LIGHT) for job in jobs.values())
                 await stream.send(f'{{"jobs":[{shown}]}}', id=_now(), event="snapshot", retry=RETRY_MS)
-                known = {job_id: job for job_id, job in jobs.items() if not job.is_final}
-                await self._write_changes(request, stream, watch, known, single=False)
+                await self._write_changes(request, stream, watch, jobs, single=False)
             return stream
 
     async def _write_changes(
@@ -129,8 +128,11 @@ class Events:
                     if single:
                         return
                     continue
+                before = known.get(job_id)
+                if before is not None and job.version <= before.version:
+                    continue  # the feed read it before the snapshot was read
                 position = str(job.version) if single else _now()
-                events = list(_compare(known.get(job_id), job, light=not single))
+                events = list(_compare(before, job, light=not single))
                 for index, (name, data) in enumerate(events):
                     last = index == len(events) - 1
                     # Only the last event of one view moves the position: a cut before it repeats the view.

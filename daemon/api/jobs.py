@@ -247,7 +247,8 @@ class Jobs:
                     moved = fresh[job_id]
                     if moved is None:
                         raise no_such("job")
-                    latest = moved
+                    if moved.version > latest.version:  # else the feed read it before we did
+                        latest = moved
         return latest
 
 

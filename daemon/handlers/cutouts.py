@@ -44,7 +44,7 @@ async def cut_out_photo(ctx: JobContext, ref: PhotoRef) -> Cutout:
     """
     photo = await ctx.load_photo(ref)
     photo_sha256 = await asyncio.to_thread(hash_bytes, photo)
-    info = codec.inspect(photo)
+    info = await asyncio.to_thread(codec.inspect, photo)
     provider = ctx.providers.cutout
 
     async def call() -> StepValue:

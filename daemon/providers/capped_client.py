@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import httpx2
 
 CONNECT_TIMEOUT_S = 10.0
+MAX_ERROR_BYTES = 256 * 1024
 
 
 def open_client(max_bytes: int, *, concurrency: int = 100) -> httpx2.AsyncClient:
@@ -28,14 +29,15 @@ def open_client(max_bytes: int, *, concurrency: int = 100) -> httpx2.AsyncClient
     import httpx2
 
     class CappedStream(httpx2.AsyncByteStream):
-        def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        def __init__(self, stream: httpx2.AsyncByteStream, most: int) -> None:
             self._stream = stream
+            self._most = most
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             size_bytes = 0
             async for chunk in self._stream:
                 size_bytes += len(chunk)
-                if size_bytes > max_bytes:
+                if size_bytes > self._most:
                     raise TooLarge("The answer is larger than we take.")
                 yield chunk
 
@@ -47,7 +49,10 @@ def open_client(max_bytes: int, *, concurrency: int = 100) -> httpx2.AsyncClient
             await response.aclose()
             raise TooLarge("The answer is compressed although that was not asked for.")
         if isinstance(response.stream, httpx2.AsyncByteStream):
-            response.stream = CappedStream(response.stream)
+            refused = response.status_code >= 400  # the SDK reads these on the loop, whatever they hold
+            response.stream = CappedStream(
+                response.stream, min(max_bytes, MAX_ERROR_BYTES) if refused else max_bytes
+            )
 
     return httpx2.AsyncClient(
         timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S, pool=None),

@@ -41,6 +41,7 @@ _NAME = "openai"
 # 8.3 MP of noise is 25 MB of PNG, a third more in base64; a stream carries previews besides.
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_PICTURE_BYTES = 40 * 1024 * 1024
+MAX_CONTAINERS = 10_000
 _SLOW = frozenset({"high", "xhigh", "max", "hd", "auto"})
 
 
@@ -276,6 +277,10 @@ def _finish(data: bytes, request: PaintRequest, size: str, shape: Shape, paid: M
 
 def _read_body(content: bytes) -> _Body | None:
     """What a whole answer holds; None when it is no answer of this protocol."""
+    if (
+        content.count(b"[") + content.count(b"{") > MAX_CONTAINERS
+    ):  # parsing 64 MiB of them holds the interpreter
+        return None
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):

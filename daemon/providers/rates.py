@@ -14,6 +14,8 @@ from daemon.providers.protocols import RateHint
 # A server's delay of days, or a clock that is wrong, must not park a lane for good: after an hour at most
 # one call looks again. Absurd values count as this hour, not as none: the server does want us to go away.
 MAX_DELAY_S = 3600.0
+MAX_DURATION = 64
+"""Characters of a duration in words."""
 
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -26,6 +28,8 @@ def cap_delay_s(seconds: float) -> float:
 
 def parse_duration_s(text: str) -> float | None:
     """Seconds of `6m0s`, `20ms`, `1h2m3.5s`, `38s` (Google's too); None when it is nothing of the kind."""
+    if len(text) > MAX_DURATION:  # the search below takes the square of it
+        return None
     parts = _PART.findall(text)
     if not parts or "".join(n + unit for n, unit in parts) != text.strip():
         return None

@@ -371,3 +371,31 @@ async def test_streams_beyond_the_limit_are_refused(configured: Any) -> None:
             status, problem, _ = await api.call("GET", "/v1/events")
 
     assert (429, "too_many_streams") == (status, problem["code"])
+
+
+async def test_a_view_that_was_read_before_the_snapshot_is_not_told_after_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The feed reads it while the stream opens; a page would show the past until the next change."""
+    job = await api.create()
+    job_id = UUID(job["id"])
+    read = api.deps.views.read_job
+
+    async def read_late(*given: Any) -> Any:
+        (old,) = await api.deps.views.read_jobs([job_id], None)
+        for watch in api.app[FEED]._watches[job_id]:
+            watch.put(job_id, old)
+        await api.deps.db.pool.execute(
+            "update listingd.job_states set version = version + 1, priority = 5 where id = $1", job_id
+        )
+        return await read(*given)
+
+    monkeypatch.setattr(api.deps.views, "read_job", read_late)
+    async with follow(api, f"/v1/jobs/{job_id}/events") as reader:
+        name, _, position = await reader.next()
+        monkeypatch.undo()
+        await api.call("POST", f"/v1/jobs/{job_id}/cancel")
+        positions = [int(at) for _, _, at in await reader.until("done") if at is not None]
+
+    assert ("snapshot", "2") == (name, position)
+    assert min(positions) > 2

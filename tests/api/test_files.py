@@ -7,18 +7,22 @@ import io
 import struct
 import zipfile
 import zlib
+from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
 
 import aiohttp
+import pytest
 from moto.server import ThreadedMotoServer
 from PIL import Image
 from pydantic import SecretStr
+from yarl import URL
 
 from daemon.db import Database
+from daemon.errors import Unavailable
 from daemon.settings import Http, Settings
 from daemon.settings import Storage as StorageSettings
 from daemon.storage import open_storage
-from tests.api.application import IMAGE_JOB, Api, picture, running_api
+from tests.api.application import IMAGE_JOB, SERVICE_KEY, Api, picture, running_api
 
 JPEG = {"Content-Type": "image/jpeg"}
 
@@ -150,6 +154,33 @@ async def test_asset_comes_whole_in_parts_and_not_again(api: Api) -> None:
     assert (206, data[2:6], f"bytes 2-5/{len(data)}") == (part, some, partial.headers["Content-Range"])
     assert (206, data[-3:], 416, 304) == (tail, last, beyond, same)
     assert (200, b"", str(len(data))) == (head, nothing, sized.headers["Content-Length"])
+
+
+async def test_a_store_that_fails_in_the_middle_of_a_file_cuts_it_and_writes_nothing_into_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A problem document there would be read as the rest of the picture."""
+    job = await api.create()
+    asset = await api.add_asset(UUID(job["id"]), picture())
+    first = b"the first bytes"
+
+    async def fail_in_the_middle(*_: object) -> AsyncIterator[bytes]:
+        yield first
+        raise Unavailable("The disk is gone.")
+
+    monkeypatch.setattr(api.deps.storage, "stream", fail_in_the_middle)
+    url = URL(api.url)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(
+        f"GET /v1/assets/{asset} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {SERVICE_KEY}\r\n\r\n".encode()
+    )
+
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\n\r\n" + first)
 
 
 async def test_odd_ranges_get_everything(api: Api) -> None:

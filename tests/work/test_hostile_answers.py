@@ -260,7 +260,6 @@ async def test_only_counts_are_kept_of_a_usage() -> None:
     kept = {
         "input_tokens": 50,
         "output_tokens": 10,
-        "total_tokens": {},
         "input_tokens_details": {"text_tokens": 10},
     }
     assert kept == answer.usage.units
