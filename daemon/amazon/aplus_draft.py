@@ -23,8 +23,10 @@ from daemon.amazon.aplus_limits import AplusModule
 from daemon.amazon.policy import check_text
 
 MAX_PARAGRAPHS = 100
-MAX_DRAFT = 150_000
+MAX_DRAFT = 400_000
+"""Characters of a draft's JSON."""
 MAX_BODY = 6000
+MAX_PROSE = 60_000
 MAX_ERRORS = 100
 SPECIFICATION_WORDS = 5  # a labelled text of more words is a sentence about a feature
 
@@ -213,9 +215,11 @@ def read_draft(
     for index, module in enumerate(draft.modules):
         errors += _check_shape(module, SHAPES[module.module], f"/modules/{index}")
     known = _figures(json.dumps(brief.facts.model_dump(), ensure_ascii=False))
+    left = MAX_PROSE
     for pointer, value in _texts(draft):
-        # Beyond the longest body there is an error already, and the rules take more than their share of long texts.
-        errors += _check_value(value[:MAX_BODY], pointer, known, canaries)
+        # What is longer than any body, or more than all of them, is an error already; the rules take the square of it.
+        errors += _check_value(value[: min(MAX_BODY, left)], pointer, known, canaries)
+        left = max(0, left - len(value))
     return draft, tuple(errors[:MAX_ERRORS])
 
 

@@ -10,6 +10,7 @@ answer repeats its instructions; it is kept with the answer, because a stored an
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 from collections.abc import Sequence
@@ -64,7 +65,7 @@ async def write_texts(ctx: JobContext, brief: AplusBrief) -> WrittenTexts:
         if is_cut_short:  # half a document cannot be repaired: the same question with more room, once
             answer, canary, _ = await _ask(ctx, asked, attempt, previous, errors, 2 * OUTPUT_TOKENS)
             canaries.append(canary)
-        draft, errors = read_draft(answer, asked, canaries=canaries)
+        draft, errors = await asyncio.to_thread(read_draft, answer, asked, canaries=canaries)
         if draft is not None and not errors:
             written = iter(draft.modules)
             modules = tuple(

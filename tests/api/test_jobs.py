@@ -79,8 +79,9 @@ async def test_bytes_that_are_no_safe_json_are_a_400(api: Api) -> None:
     [
         b"[" * 33 + b'"' + b'\\"' * 500_000,
         b"{" + b"".join(b'"%06d":0,' % n for n in range(90_000)) + b'"089999":0}',
+        b'{"kind":"ping","input":{"echo":[' + b",".join([b"[]"] * 60_000) + b"]}}",
     ],
-    ids=["a string without end", "one key twice, the last of many"],
+    ids=["a string without end", "one key twice, the last of many", "nothing but lists"],
 )
 async def test_a_hostile_body_is_refused_at_once(api: Api, body: bytes) -> None:
     """Reading it again for each of its quotes or keys would hold the loop, and every lease, for minutes."""

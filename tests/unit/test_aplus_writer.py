@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from daemon.amazon.aplus import ImageFacts, check_document
 from daemon.amazon.aplus_build import build_document, list_places
-from daemon.amazon.aplus_draft import SHAPES, AplusBrief, AplusFacts, Point, SpecRow, read_draft
+from daemon.amazon.aplus_draft import MAX_ERRORS, SHAPES, AplusBrief, AplusFacts, Point, SpecRow, read_draft
 from daemon.amazon.aplus_limits import AplusModule
 from daemon.amazon.aplus_words import WORDS, words_for
 from daemon.amazon.checks import Check, has_failed
@@ -188,6 +188,29 @@ def test_longest_allowed_texts_fit_the_editor() -> None:
         document = build_document(draft, facts, WORDS["en"], locale="en-US", content_type="EBC").dump()
         rules = {check.rule for check in check_document(document, {}) if check.outcome == "fail"}
         assert rules <= {"aplus.image_file"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["a-" * 500_000, "\n".join(str(n) for n in range(50_000))],
+    ids=["one word without end", "figures"],
+)
+def test_a_draft_without_end_is_refused_at_once_and_in_few_words(body: str) -> None:
+    """The rules take the square of a text's length; and what is wrong with it is stored with the job."""
+    facts = AplusFacts(title="Chair", short_title="Chair")
+    module = {
+        "module": "STANDARD_PRODUCT_DESCRIPTION",
+        "headline": "",
+        "blocks": [{"body": body}],
+        "bullets": [],
+    }
+
+    _, errors = read_draft(
+        json.dumps({"modules": [module]}),
+        AplusBrief(facts=facts, modules=("STANDARD_PRODUCT_DESCRIPTION",)),
+    )
+
+    assert 1 <= len(errors) <= MAX_ERRORS
 
 
 def test_sentences_read_as_written_by_hand() -> None:
