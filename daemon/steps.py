@@ -267,7 +267,7 @@ class Steps:
                 sha256 = await self._book(lambda: self._storage.put(data, value.content_type))
             except Unavailable:
                 self._is_storage_doubtful = True
-                log.error(
+                log.warning(
                     "storage.failed", what=f"result of step {step.name}", error="not kept, and paid for"
                 )
                 await self._fail(step_id, "result_not_kept", cost_usd=value.usage.cost_usd)

@@ -58,6 +58,7 @@ class Jobs:
         principal = request[PRINCIPAL]
         job = self._new_job(principal, asked, document)
         key = keyed(request, _fingerprint(document)) if "Idempotency-Key" in request.headers else None
+        await self._check_projects(principal, [job])
         await self._admit([(asked.input, job)], key)
         created = (await self._store([job], key))[0]
         job_id = str(created.id)
@@ -86,6 +87,7 @@ class Jobs:
                     errors=[replace(error, pointer=f"/jobs/{index}{error.pointer}") for error in exc.errors],
                 ) from exc  # fmt: skip
         key = keyed(request, _fingerprint(document))
+        await self._check_projects(principal, jobs)
         await self._admit([(asked.input, job) for asked, job in zip(batch.jobs, jobs, strict=True)], key)
         created = await self._store(jobs, key)
         written = [
@@ -197,6 +199,17 @@ class Jobs:
         check_url(asked.url, self._allowed, pointer="/webhook/url")
         return asked.model_dump(mode="json") | {"owner": principal.user_id or ""}
 
+    async def _check_projects(self, principal: Principal, jobs: Sequence[NewJob]) -> None:
+        """A user's jobs count against a project's budget: only in one of their own, or in a new one.
+
+        A service key is trusted to name the right one. Errors: NotFound.
+        """
+        projects = {job.project_id for job in jobs if job.project_id is not None}
+        if not projects or principal.user_id is None:
+            return
+        if await self._db.fetch("find_foreign_projects", list(projects), principal.user_id):
+            raise no_such("project")
+
     async def _admit(self, asked: Sequence[Asked], key: JobKey | None) -> None:
         """Errors: BudgetSpent, TooManyRequests; not for a request that was let in before: it is replayed."""
         try:
@@ -296,14 +309,14 @@ def routes(deps: ApiDeps, feed: Feed) -> list[Route]:
                 200: Answer("Finished within the wait.", models.Job, headers=location | waited),
                 202: Answer("Stored; not finished within the wait.", models.Job, headers=location | waited),
             },
-            problems=(402, 408, 409, 413, 415, 422), keyed="by_itself",
+            problems=(402, 404, 408, 409, 413, 415, 422), keyed="by_itself",
         ),
         Route(
             "POST", "/v1/jobs/batch", jobs.create_batch, "Create up to 1000 jobs at once", "jobs", "enqueue",
             description="One transaction: 422 names the index of a wrong job, and nothing is created.",
             headers=models.IdempotencyHeaders, body=models.CreateBatch,
             answers={201: Answer("All are stored, in order.", models.Batch, headers=REPLAYED)},
-            problems=(402, 408, 409, 413, 415, 422), keyed="by_itself",
+            problems=(402, 404, 408, 409, 413, 415, 422), keyed="by_itself",
         ),
         Route(
             "GET", "/v1/jobs", jobs.list_page, "List jobs, newest first", "jobs", query=models.ListQuery,

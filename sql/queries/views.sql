@@ -264,6 +264,10 @@ select
 from listingd.projects as p
 where p.id = $1 and ($2::text is null or p.user_id = $2)
 
+-- name: find_foreign_projects
+-- Those of these projects that are another user's: id. $1 projects, $2 user
+select p.id from listingd.projects as p where p.id = any($1::uuid[]) and p.user_id <> $2
+
 -- name: read_created_at
 -- id and created_at of those of the jobs that still exist. $1 ids
 select j.id, j.created_at

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 from daemon.api.principal import Principal
 from daemon.http import ROUTES
-from tests.api.application import Api, picture
+from tests.api.application import IMAGE_JOB, Api, picture
 
 
 async def _probe(
@@ -90,13 +90,26 @@ async def test_admin_routes_tell_users_nothing(api: Api) -> None:
 async def test_lists_and_filters_show_own_jobs_only(api: Api) -> None:
     project = str(uuid4())
     ann = await api.create(user="ann", project_id=project, tags=["t"])
-    eve = await api.create(user="eve", project_id=project, tags=["t"])
+    eve = await api.create(user_id="eve", project_id=project, tags=["t"])  # a service may share one
 
     for query in ("", "tag=t", f"project_id={project}", f"parent_id={ann['id']}", "state=pending"):
         _, page, _ = await api.call("GET", f"/v1/jobs?{query}", user="eve")
         assert {job["id"] for job in page["data"]} <= {eve["id"]}, query
     status, _, _ = await api.call("GET", "/v1/jobs?user_id=ann", user="eve")
     assert 422 == status
+
+
+async def test_nobody_makes_jobs_in_the_project_of_another(api: Api) -> None:
+    """They would count against its budget, and what is left of that would be told."""
+    project = str(uuid4())
+    await api.create(user="ann", project_id=project)
+    job = {"kind": "image", "input": IMAGE_JOB["input"], "project_id": project}
+
+    for path, body in (("/v1/jobs", job), ("/v1/jobs/batch", {"jobs": [job | {"project_id": None}, job]})):
+        status, problem, _ = await api.call("POST", path, user="eve", json=body)
+        assert (404, "not_found") == (status, problem["code"])
+    assert [] == (await api.call("GET", "/v1/jobs", user="eve"))[1]["data"]
+    await api.create(user="ann", project_id=project)
 
 
 async def test_deliveries_are_no_jobs(api: Api) -> None:
