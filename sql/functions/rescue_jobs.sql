@@ -13,8 +13,9 @@ as $$
             d.id <> own_worker
             and (
                 d.stopped_at is null and (d.lease_until < now() or (d.instance = dead_instance and d.id < own_worker))
-                -- A statement sent before the death may commit after it. Equal: it stopped by itself, with empty hands.
-                or d.stopped_at > now() - interval '1 minute' and d.lease_until <> d.stopped_at
+                -- A statement that began before the death may commit after it, as late as locks and the disk let it.
+                -- Equal: it stopped by itself, with empty hands.
+                or d.stopped_at > now() - interval '15 s' and d.lease_until <> d.stopped_at
             )
         order by d.id
         for update skip locked
