@@ -180,6 +180,9 @@ begin
         raise exception 'The job is too large.'
             using errcode = 'program_limit_exceeded', hint = 'input 1 MiB, metadata 16 KiB, 20 tags';
     end if;
+    if exists (select from listingd.projects as p where p.id = enqueue_listing_job.project_id and p.user_id <> me) then
+        raise exception 'There is no such project.' using errcode = 'invalid_parameter_value';  -- its budget is another's
+    end if;
     if (
         select count(*)
         from (select b.state from listingd.jobs as j join listingd.job_board as b on b.id = j.id

@@ -197,6 +197,18 @@ async def test_nobody_enqueues_for_somebody_else(rest: PostgREST) -> None:
             await rest.rpc("enqueue_listing_job", IMAGE, role=role, user=user)
 
 
+async def test_nobody_enqueues_into_the_project_of_somebody_else(
+    rest: PostgREST, platform: asyncpg.Connection
+) -> None:
+    """Its budget would pay, or be used up."""
+    project = uuid4()
+    await platform.execute("insert into listingd.projects (id, user_id) values ($1, $2)", project, str(BOB))
+
+    with pytest.raises(asyncpg.InvalidParameterValueError):
+        await rest.rpc("enqueue_listing_job", IMAGE | {"project_id": str(project)})
+    assert await rest.rpc("enqueue_listing_job", IMAGE | {"project_id": str(project)}, user=BOB)
+
+
 @pytest.mark.parametrize("kind", ["ping", "webhook", None, "Image; drop table"])
 async def test_only_the_kinds_of_listings_are_offered(rest: PostgREST, kind: str | None) -> None:
     with pytest.raises(asyncpg.InvalidParameterValueError):
