@@ -70,6 +70,19 @@ async def wait_for_state(service: Service, job_id: UUID, state: str, within_s: f
     return await eventually(reached, within_s)
 
 
+async def make_orphan(service: Service) -> UUID:
+    """A job that is the service's own in the database, and that nothing in its memory knows of."""
+    async with service.db.transaction() as connection:
+        job: UUID = await connection.fetchval("select listingd.enqueue_job('ping', '{}')")
+        await connection.execute(
+            "update listingd.job_states set state = 'processing', worker = $2, attempt = 1,"
+            " started_at = now() - interval '5 s' where id = $1", job, service.lease.worker_id,
+        )  # fmt: skip
+        await service.db.fetch("lower_fence_mark", service.lease.worker_id, 0)
+        service.lease.low_fence = 0
+    return job
+
+
 async def wait_for_ever(_: JobContext) -> None:
     await asyncio.Event().wait()
 
@@ -270,14 +283,7 @@ async def test_a_daemon_declared_dead_begins_anew(run: Run) -> None:
 async def test_a_claim_whose_answer_was_lost_is_handed_back(run: Run) -> None:
     """In the database the job is ours; in memory nobody knows of it."""
     async with run() as service:
-        async with service.db.transaction() as connection:
-            job = await connection.fetchval("select listingd.enqueue_job('ping', '{}')")
-            await connection.execute(
-                "update listingd.job_states set state = 'processing', worker = $2, attempt = 1,"
-                " started_at = now() - interval '5 s' where id = $1", job, service.lease.worker_id,
-            )  # fmt: skip
-            await service.db.fetch("lower_fence_mark", service.lease.worker_id, 0)
-            service.lease.low_fence = 0
+        job = await make_orphan(service)
         service.workers.adopt_soon()  # what a lost answer to a claim or a birth does
 
         done = await wait_for_state(service, job, "completed")
@@ -290,14 +296,7 @@ async def test_doubts_that_come_all_the_time_do_not_put_off_the_search_for_orpha
 ) -> None:
     monkeypatch.setattr(workers, "ADOPT_AFTER_S", (1.5, 2.0))
     async with run() as service:
-        async with service.db.transaction() as connection:
-            job = await connection.fetchval("select listingd.enqueue_job('ping', '{}')")
-            await connection.execute(
-                "update listingd.job_states set state = 'processing', worker = $2, attempt = 1,"
-                " started_at = now() - interval '5 s' where id = $1", job, service.lease.worker_id,
-            )  # fmt: skip
-            await service.db.fetch("lower_fence_mark", service.lease.worker_id, 0)
-            service.lease.low_fence = 0
+        job = await make_orphan(service)
 
         async def is_done() -> bool:
             service.workers.adopt_soon()
