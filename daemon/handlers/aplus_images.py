@@ -154,11 +154,10 @@ async def _paint(ctx: JobContext, request: PaintRequest, place: ImagePlace, cuto
 
     async def call() -> StepValue:
         answer = await painter.paint(request, timeout_s=PAINT_TIMEOUT_S)
-        info = await asyncio.to_thread(inspect_answer, answer.image, painter.name)
         return StepValue(
             usage=answer.usage,
             data=answer.image,
-            content_type=info.content_type,
+            content_type=inspect_answer(answer.image, painter.name).content_type,
             document={"generated": answer.generated, "derived": answer.derived},
             model=answer.model,
             request_id=answer.request_id,

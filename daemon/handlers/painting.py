@@ -64,11 +64,10 @@ async def paint_picture(ctx: JobContext, wanted: ImageInput, cutout: Cutout) -> 
         answer = await _paint_with_previews(ctx, request) if wanted.preview else await painter.paint(
             request, timeout_s=PAINT_TIMEOUT_S
         )  # fmt: skip
-        info = await asyncio.to_thread(inspect_answer, answer.image, painter.name)
         return StepValue(
             usage=answer.usage,
             data=answer.image,
-            content_type=info.content_type,
+            content_type=inspect_answer(answer.image, painter.name).content_type,
             document={"generated": answer.generated, "derived": answer.derived},
             model=answer.model,
             request_id=answer.request_id,
