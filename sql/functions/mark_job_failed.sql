@@ -1,5 +1,5 @@
--- Ends an attempt that failed: cancelled when that was asked for, pending again after delay_s while attempts are
--- left and retry is true, else failed.
+-- Ends an attempt that failed: cancelled when that was asked for, pending again after delay_s (a year at most) while
+-- attempts are left and retry is true, else failed.
 -- Returns the state after it, or null when the fence is no longer held.
 create or replace function listingd.mark_job_failed(
     own_fence bigint, code text, message text, retry boolean default true, delay_s float8 default null
@@ -31,7 +31,9 @@ begin
         run_at = case
             when retry and s.attempt < s.max_attempts
                 -- full jitter: uniform in [0, min(600, 2 * 2^(attempt - 1))] seconds
-                then now() + make_interval(secs => coalesce(delay_s, random() * least(600, 2 * 2 ^ (s.attempt - 1))))
+                then now() + make_interval(secs => least(
+                    greatest(coalesce(delay_s, random() * least(600, 2 * 2 ^ (s.attempt - 1))), 0), 31536000
+                ))
             else s.run_at
         end,
         fence = case when retry and s.attempt < s.max_attempts then nextval('listingd.fences') else s.fence end

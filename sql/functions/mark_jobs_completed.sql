@@ -13,7 +13,7 @@ begin
         update listingd.job_states as s
         set
             state = 'completed', version = s.version + 1, worker = null, finished_at = now(), progress = null,
-            result = d.result, unique_key = null, cancel_requested = false
+            result = d.result, error = null, unique_key = null, cancel_requested = false
         from jsonb_to_recordset(done) as d (fence bigint, result jsonb)
         where s.fence = d.fence and s.state = 'processing'
         returning s.id, s.parent_id

@@ -91,7 +91,7 @@ select l.part, l.object, l.line from lines as l order by l.part, l.object collat
 
 async def describe(connection: asyncpg.Connection) -> str:
     """The schema as text."""
-    await connection.execute("set search_path = pg_catalog")
+    await connection.execute("set search_path = pg_catalog; set timezone = 'UTC'")
     rows = await connection.fetch(QUERY)
     text, last = HEAD, None
     for index, row in enumerate(rows):

@@ -139,3 +139,55 @@ async def test_a_fence_that_has_passed_claims_nothing(connection: asyncpg.Connec
     assert [] == await connection.fetch("select * from listingd.mark_job_processing($1, 1000000)", job)
     assert [] == await connection.fetch("select * from listingd.get_next_job('{pack}')")
     assert "pending" == await connection.fetchval("select state from listingd.job_states where id = $1", job)
+
+
+@pytest.mark.parametrize("column", ["run_at", "expires_at"])
+@pytest.mark.parametrize(
+    "time", ["infinity", "-infinity", "0044-03-15 BC", "1999-12-31 23:59Z", "2201-01-01 00:00Z"]
+)
+async def test_a_time_that_could_stop_the_queue_is_refused(
+    connection: asyncpg.Connection, column: str, time: str
+) -> None:
+    """Python cannot hold some of them, and PostgreSQL 16 cannot subtract from others: every look at the queue would fail."""
+    for call in (
+        f"select listingd.enqueue_job('ping', {column} => $1::text::timestamptz)",
+        f"select listingd.enqueue_jobs(jsonb_build_array(jsonb_build_object('kind', 'ping', '{column}', $1::text)))",
+    ):
+        with pytest.raises(asyncpg.CheckViolationError, match=f"jobs_{column}_check"):
+            await connection.fetch(call, time)
+
+    assert 0 == await connection.fetchval("select count(*) from listingd.job_states")
+
+
+@pytest.mark.parametrize("delay_s", [1e13, -1e13, float("inf"), float("nan")])
+async def test_a_failed_attempt_is_put_off_for_a_year_at_most(
+    connection: asyncpg.Connection, delay_s: float
+) -> None:
+    """A worker may hand on what a provider said, and some say milliseconds since 1970."""
+    job = await connection.fetchval("select listingd.enqueue_job('ping')")
+    claimed = await connection.fetchrow("select * from listingd.mark_job_processing($1)", job)
+
+    state = await connection.fetchval(
+        "select listingd.mark_job_failed($1, 'busy', 'Busy.', delay_s => $2)", claimed["fence"], delay_s
+    )
+
+    assert "pending" == state
+    assert await connection.fetchval(
+        "select run_at between now() - interval '1 minute' and now() + interval '366 days' from listingd.job_states"
+    )
+
+
+async def test_a_job_that_completes_after_a_failed_attempt_has_no_error(
+    connection: asyncpg.Connection,
+) -> None:
+    """Webhooks and the views show error as it stands."""
+    job = await connection.fetchval("select listingd.enqueue_job('ping')")
+    first = await connection.fetchrow("select * from listingd.mark_job_processing($1)", job)
+    await connection.fetchval(
+        "select listingd.mark_job_failed($1, 'busy', 'Busy.', delay_s => 0)", first["fence"]
+    )
+    second = await connection.fetchrow("select * from listingd.mark_job_processing($1)", job)
+
+    assert job == await connection.fetchval("select listingd.mark_job_completed($1, '1')", second["fence"])
+
+    assert await connection.fetchval("select error is null from listingd.job_states")
