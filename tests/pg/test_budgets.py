@@ -22,6 +22,7 @@ from daemon.settings import Budgets, Settings
 from daemon.storage import Storage, open_storage
 from tests.conftest import REPOSITORY
 from tests.pg.money_support import Daemon, Provider, claim_job, count_states, read_spend, start_daemon
+from tests.support import eventually
 
 ONE = Decimal(1)
 
@@ -138,6 +139,31 @@ async def _read_most(db: Database) -> asyncpg.Record:
 
 async def _gather(runs: Sequence[Awaitable[object]]) -> list[object]:
     return await asyncio.gather(*runs, return_exceptions=True)
+
+
+async def test_two_that_book_several_calls_each_never_wait_for_each_other(db: Database) -> None:
+    """A call that is begun may end another's first, and abandoned ones are ended many at a time: of any projects."""
+    book = "select listingd.move_spend($1, $2, '2026-11-27', 1, 0)"
+    ours, theirs = new_id(), new_id()
+    first, second = [await db.dedicated_connection("test") for _ in range(2)]
+    try:
+        async with first.transaction():
+            await first.fetch(book, "a", ours)
+            waiting = asyncio.create_task(second.fetch(book, "b", theirs))
+            await eventually(lambda: is_waiting(db, second))
+
+            await first.fetch(book, "c", theirs)
+
+        await waiting
+    finally:
+        first.terminate()
+        second.terminate()
+
+
+async def is_waiting(db: Database, connection: asyncpg.Connection) -> bool:
+    """Whether a session waits for a lock."""
+    waits = "select wait_event_type = 'Lock' from pg_stat_activity where pid = $1"
+    return bool(await db.pool.fetchval(waits, connection.get_server_pid()))
 
 
 async def test_a_job_over_budget_waits_without_losing_an_attempt(db: Database, storage: Storage) -> None:
