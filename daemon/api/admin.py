@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
 from aiohttp import web
-from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
+from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationInfo
 
 from daemon.api import models
 from daemon.api.access import no_such
@@ -31,7 +32,21 @@ def _printable(value: str) -> str:
     return value
 
 
+def _subject(value: str, info: ValidationInfo) -> str:
+    """As the books write it: a budget under another name would limit nothing."""
+    scope = info.data.get("scope")
+    if scope == "total" and value:
+        raise ValueError("must be empty for the total")
+    if scope == "project":
+        try:
+            return str(UUID(value))
+        except ValueError as exc:
+            raise ValueError("must be the id of a project") from exc
+    return value
+
+
 Words = Annotated[str, StringConstraints(max_length=200), AfterValidator(_printable)]
+Subject = Annotated[Words, AfterValidator(_subject)]
 BudgetScope = Literal["total", "user", "project"]
 Period = Literal["day", "month"]
 Limit = Annotated[Decimal, Field(ge=0, le=10_000_000, max_digits=14, decimal_places=6)]
@@ -132,19 +147,19 @@ class SetBudget(models.Body):
     """subject: the user or project id, empty for the total. limit_usd null: no limit at all."""
 
     scope: BudgetScope
-    subject: Words = ""
+    subject: Subject = Field("", validate_default=True)
     period: Period
     limit_usd: Limit | None
 
 
 class BudgetQuery(models.Query):
     scope: BudgetScope | None = None
-    subject: Words | None = None
+    subject: Subject | None = None
 
 
 class OneBudget(models.Query):
     scope: BudgetScope
-    subject: Words = ""
+    subject: Subject = Field("", validate_default=True)
     period: Period
 
 

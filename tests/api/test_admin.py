@@ -133,12 +133,30 @@ async def test_budget_is_set_listed_and_dropped(api: Operated) -> None:
     assert [] == after["data"]
 
 
+async def test_a_projects_budget_is_found_however_its_id_is_written(api: Operated) -> None:
+    """The books know a project by one spelling; a budget under another would limit nothing."""
+    project = "0199A0B0-0000-7000-8000-00000000ABCD"
+    budget = {"scope": "project", "subject": project, "period": "day", "limit_usd": "1"}
+
+    _, body, _ = await api.call("PUT", "/v1/admin/budgets", json=budget)
+    _, listed, _ = await api.call("GET", f"/v1/admin/budgets?scope=project&subject={project}")
+    await api.call("DELETE", f"/v1/admin/budgets?scope=project&subject={project}&period=day")
+    _, after, _ = await api.call("GET", "/v1/admin/budgets?scope=project")
+
+    assert body == listed
+    assert [project.lower()] == [b["subject"] for b in listed["data"]]
+    assert [] == after["data"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [
         ("PUT", "/v1/admin/budgets", {"scope": "user", "period": "day", "limit_usd": "-1"}),
         ("PUT", "/v1/admin/budgets", {"scope": "user", "period": "day", "limit_usd": "1e30"}),
         ("PUT", "/v1/admin/budgets", {"scope": "world", "period": "day", "limit_usd": "1"}),
+        ("PUT", "/v1/admin/budgets", {"scope": "total", "subject": "u1", "period": "day", "limit_usd": "1"}),
+        ("PUT", "/v1/admin/budgets", {"scope": "project", "subject": "shoes", "period": "day", "limit_usd": "1"}),
+        ("PUT", "/v1/admin/budgets", {"scope": "project", "period": "day", "limit_usd": "1"}),
         ("POST", "/v1/admin/keys", {"name": ""}),
         ("POST", "/v1/admin/keys", {"name": "a", "scopes": ["root"]}),
         ("POST", "/v1/admin/keys", {"name": "a", "extra": 1}),
