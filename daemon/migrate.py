@@ -131,7 +131,8 @@ async def _apply_patiently(connection: Connection, migration: Migration, known: 
 async def _apply(connection: Connection, migration: Migration, known: Sequence[Migration]) -> bool:
     """Apply one migration unless another process just did. True when this call applied it."""
     sql = load_queries()
-    async with connection.transaction():
+    # What another one did while we waited for the lock must be seen, whatever the database's default.
+    async with connection.transaction(isolation="read_committed"):
         await connection.fetchrow(sql["lock_migrations"])
         await connection.execute(sql["create_schema"])
         await connection.execute(sql["create_schema_migrations"])

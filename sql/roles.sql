@@ -34,3 +34,5 @@ alter role listingd set tcp_keepalives_idle = 15;
 alter role listingd set tcp_keepalives_interval = 5;
 alter role listingd set tcp_keepalives_count = 3;
 alter role listingd set jit = off;
+alter role listingd set default_transaction_isolation = 'read committed';
+alter role listingd set search_path = pg_catalog, pg_temp;  -- nobody's function is taken for one of Postgres'

@@ -3,12 +3,14 @@
 select set_config('lock_timeout', '30s', true), pg_catalog.pg_advisory_xact_lock(7453010587);
 
 -- name: set_migration_timeouts
--- One row; a migration that waits for a busy table gives way quickly and is tried again.
+-- One row; a migration that waits for a busy table gives way quickly and is tried again, and calls no function but
+-- Postgres' and ours.
 -- $1 lock_timeout (text with units)
 select
     set_config('lock_timeout', $1, true),
     set_config('statement_timeout', '0', true),
-    set_config('check_function_bodies', 'off', true);
+    set_config('check_function_bodies', 'off', true),
+    set_config('search_path', 'pg_catalog, pg_temp', true);
 
 -- name: schema_migrations_exist
 -- True once the first migration of all has begun.

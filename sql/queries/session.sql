@@ -1,5 +1,7 @@
 -- name: set_session
--- One row; bounds of this session, so that a dead client's locks and statements end by themselves.
+-- One row; bounds of this session, so that a dead client's locks and statements end by themselves. Whatever the
+-- database's defaults: counts under a lock need read committed, and whoever may create a function in a schema of the
+-- search_path could have the daemon execute it.
 -- $1 statement_timeout, $2 lock_timeout, $3 idle_in_transaction_session_timeout (text with units)
 select
     set_config('statement_timeout', $1, false),
@@ -8,7 +10,9 @@ select
     set_config('tcp_keepalives_idle', '15', false),
     set_config('tcp_keepalives_interval', '5', false),
     set_config('tcp_keepalives_count', '3', false),
-    set_config('jit', 'off', false);
+    set_config('jit', 'off', false),
+    set_config('default_transaction_isolation', 'read committed', false),
+    set_config('search_path', 'pg_catalog, pg_temp', false);
 
 -- name: set_client_check
 -- One row; a statement whose client has died ends within two seconds. Fails with 22023 on platforms without it.

@@ -36,6 +36,28 @@ async def test_every_session_is_bounded(db: Database) -> None:
         dedicated.terminate()
 
 
+async def test_sessions_owe_nothing_to_the_databases_defaults(db: Database) -> None:
+    """Places in a kind are counted under a lock that was waited for: an older snapshot would not see those taken."""
+    name = await db.pool.fetchval("select current_database()")
+    await db.pool.execute(f"alter database {name} set default_transaction_isolation = 'serializable'")
+
+    connection = await db.dedicated_connection("test")
+    try:
+        assert "read committed" == await _show(connection, "transaction_isolation")
+    finally:
+        connection.terminate()
+
+
+async def test_no_function_of_others_is_taken_for_one_of_postgres(db: Database) -> None:
+    """Apps may create functions in public, and one whose arguments fit better would run with the daemon's rights."""
+    await db.pool.execute(
+        "create function public.make_interval(secs text) returns interval language plpgsql"
+        " as $$ begin raise exception 'taken in'; end $$"
+    )
+
+    assert await db.fetchval("start_worker", "test", 60.0, ["ping"], 1, "{}") is not None
+
+
 async def test_a_released_connection_keeps_its_bounds_and_loses_an_open_transaction(db: Database) -> None:
     async with db.acquire() as connection:
         await connection.execute("begin")

@@ -54,6 +54,20 @@ async def test_two_runs_at_once_apply_each_migration_once(new_database: NewDatab
     assert sorted(m.number for m in list_migrations()) == sorted(a.number for run in runs for a in run)
 
 
+async def test_two_runs_at_once_see_each_other_in_a_database_with_strict_defaults(
+    new_database: NewDatabase,
+) -> None:
+    dsn = await new_database()
+    connection = await asyncpg.connect(dsn)
+    name = await connection.fetchval("select current_database()")
+    await connection.execute(f"alter database {name} set default_transaction_isolation = 'repeatable read'")
+    await connection.close()
+
+    runs = await asyncio.gather(*(migrate(dsn) for _ in range(3)))
+
+    assert sorted(m.number for m in list_migrations()) == sorted(a.number for run in runs for a in run)
+
+
 async def test_an_outdated_schema_is_named_before_it_is_used(new_database: NewDatabase) -> None:
     dsn = await new_database()
 

@@ -171,7 +171,7 @@ async def test_the_daemons_sessions_are_bounded(daemon: asyncpg.Connection) -> N
         "select s.name, current_setting(s.name) from pg_settings as s where s.name = any($1)",
         [
             "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "jit",
-            "client_connection_check_interval",
+            "client_connection_check_interval", "default_transaction_isolation", "search_path",
         ],
     )  # fmt: skip
 
@@ -181,6 +181,8 @@ async def test_the_daemons_sessions_are_bounded(daemon: asyncpg.Connection) -> N
         "idle_in_transaction_session_timeout": "10s",
         "client_connection_check_interval": "2s",
         "jit": "off",
+        "default_transaction_isolation": "read committed",
+        "search_path": "pg_catalog, pg_temp",
     } == {row[0]: row[1] for row in rows}
 
 
