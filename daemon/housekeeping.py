@@ -122,16 +122,17 @@ class Housekeeper:
         """One round. Errors: Unavailable."""
         retention = self._settings.retention
         size = retention.batch_size
-        await self._prune_jobs(["completed"], retention.completed_days * DAY_S)
-        await self._prune_jobs(["failed", "cancelled"], retention.failed_days * DAY_S)
-        if retention.assets_days is not None:
-            await self._prune_files("prune_assets", retention.assets_days * DAY_S)
-        await self._prune_files("prune_uploads", retention.uploads_days * DAY_S)
         await self.close_abandoned_steps()
         while await self._db.fetch("prune_idempotency_keys", DAY_S, size):  # noqa: ASYNC110 -- the database's state: there is nothing to wait on
             await asyncio.sleep(0.05)  # leave the disk to the queue between batches
         await self._db.fetch("prune_workers")
         await self._lanes.prune()
+        await self._prune_jobs(["completed"], retention.completed_days * DAY_S)
+        await self._prune_jobs(["failed", "cancelled"], retention.failed_days * DAY_S)
+        # Last: what open jobs name is read from all of their inputs, which takes too long while very many wait.
+        if retention.assets_days is not None:
+            await self._prune_files("prune_assets", retention.assets_days * DAY_S)
+        await self._prune_files("prune_uploads", retention.uploads_days * DAY_S)
 
     async def close_abandoned_steps(self, age_s: float = ABANDONED_S) -> None:
         """Book the calls that were cut off and whose jobs never ran again. Errors: Unavailable."""

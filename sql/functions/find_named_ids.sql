@@ -16,7 +16,7 @@ as $$
         select c.user_id, c.input
         from listingd.schedules as c
     ) as n
-    cross join lateral regexp_matches(translate(lower(n.input::text), '-', ''), '[0-9a-f]{32}', 'g') as m (digits)
+    cross join lateral regexp_matches(replace(n.input::text, '-', ''), '[0-9a-fA-F]{32}', 'g') as m (digits)
 $$;
 comment on function listingd.find_named_ids() is
     'The ids that inputs of open jobs and schedules name, with their users: what retention must leave.';

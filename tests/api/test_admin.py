@@ -155,7 +155,11 @@ async def test_a_projects_budget_is_found_however_its_id_is_written(api: Operate
         ("PUT", "/v1/admin/budgets", {"scope": "user", "period": "day", "limit_usd": "1e30"}),
         ("PUT", "/v1/admin/budgets", {"scope": "world", "period": "day", "limit_usd": "1"}),
         ("PUT", "/v1/admin/budgets", {"scope": "total", "subject": "u1", "period": "day", "limit_usd": "1"}),
-        ("PUT", "/v1/admin/budgets", {"scope": "project", "subject": "shoes", "period": "day", "limit_usd": "1"}),
+        (
+            "PUT",
+            "/v1/admin/budgets",
+            {"scope": "project", "subject": "shoes", "period": "day", "limit_usd": "1"},
+        ),
         ("PUT", "/v1/admin/budgets", {"scope": "project", "period": "day", "limit_usd": "1"}),
         ("POST", "/v1/admin/keys", {"name": ""}),
         ("POST", "/v1/admin/keys", {"name": "a", "scopes": ["root"]}),

@@ -12,6 +12,7 @@ import pytest
 
 from daemon.changes import Changes
 from daemon.db import Database
+from daemon.errors import Unavailable
 from daemon.feeder import Feeder
 from daemon.housekeeping import DAY_S, FILE_AGE_S, Housekeeper
 from daemon.jobs import new_id
@@ -112,6 +113,30 @@ async def test_old_uploads_go_in_batches_with_their_files(house: House) -> None:
     assert 1 == await house.count("uploads")
     assert [False] * 5 == [await house.storage.exists(sha256) for sha256 in old]
     assert await house.storage.exists(young)
+
+
+async def test_files_that_cannot_be_looked_for_hold_up_nothing_else(house: House) -> None:
+    """What open jobs name is read from all of them: while hundreds of thousands wait that takes longer than a statement may."""
+    await house.add_upload("0" * 64, days_ago=8)
+    await house.execute(
+        "create or replace function listingd.find_named_ids() returns table (user_id text, id uuid) language plpgsql"
+        " as $$ begin raise exception using errcode = 'query_canceled'; end $$"
+    )
+    await house.execute(
+        "insert into listingd.idempotency_keys (principal, key, fingerprint, created_at)"
+        " values ('p', 'k', 'f', now() - interval '2 days')"
+    )
+    await house.execute(
+        "insert into listingd.steps (id, job_id, kind, name, provider, worker, fence, estimated_usd, reserved_on, created_at)"
+        " values ($1, $1, 'image', 'paint', 'openai', 1, 1, 0.25, current_date, now() - interval '1 hour')",
+        new_id(),
+    )
+
+    with pytest.raises(Unavailable):
+        await house.keeper.retain()
+
+    assert 0 == await house.count("idempotency_keys")
+    assert "unknown" == await house.db.pool.fetchval("select state from listingd.steps")
 
 
 async def test_a_file_that_another_row_names_stays(house: House) -> None:
