@@ -191,3 +191,25 @@ async def test_a_job_that_completes_after_a_failed_attempt_has_no_error(
     assert job == await connection.fetchval("select listingd.mark_job_completed($1, '1')", second["fence"])
 
     assert await connection.fetchval("select error is null from listingd.job_states")
+
+
+@pytest.mark.parametrize(
+    "webhook", ['"https://shop.example/hook"', '["https://shop.example/hook"]', "{}", '{"url": 1}']
+)
+async def test_a_webhook_that_could_go_nowhere_is_refused(
+    connection: asyncpg.Connection, webhook: str
+) -> None:
+    """Nobody would ever hear of the job, nor of the mistake."""
+    for call in (
+        "select listingd.enqueue_job('ping', webhook => $1::jsonb)",
+        "select listingd.enqueue_jobs(jsonb_build_array(jsonb_build_object('kind', 'ping', 'webhook', $1::jsonb)))",
+    ):
+        with pytest.raises(asyncpg.CheckViolationError, match="jobs_webhook_check"):
+            await connection.fetch(call, webhook)
+
+
+async def test_no_webhook_may_be_written_as_null(connection: asyncpg.Connection) -> None:
+    await connection.fetch("select listingd.enqueue_job('ping', webhook => 'null')")
+    await connection.fetch("""select listingd.enqueue_jobs('[{"kind": "ping", "webhook": null}]')""")
+
+    assert 2 == await connection.fetchval("select count(*) from listingd.jobs where webhook is null")
