@@ -42,6 +42,9 @@ begin
     if not found then
         return null;
     end if;
+    update listingd.workers as w  -- a claim's own lease (mark_job_processing) ends with it
+    set stopped_at = now(), lease_until = now()
+    where w.instance = 'sql:job ' || own_fence and w.stopped_at is null;
     insert into listingd.attempts (job_id, attempt, fence, started_at, code, error)
     values (moved.id, moved.attempt, own_fence, moved.started_at, code, problem);
     if moved.state <> 'pending' and moved.parent_id is not null then

@@ -2,7 +2,8 @@
 -- write of this attempt must name (mark_job_completed, mark_job_failed): once the lease has run out the job is taken
 -- back, draws a higher fence, and the late worker writes nothing. The old calls by the job's id alone could not tell
 -- a late worker from its successor, so there are none.
--- lease_s: how long the worker has; each claim has a lease of its own, so that a dead one is noticed by itself.
+-- lease_s: how long the worker has; each claim has a lease of its own, so that a dead one is noticed by itself. It ends
+-- with the claim: for each that runs out, rescue walks over all jobs that became ready since.
 create or replace function listingd.mark_job_processing(
     job_id uuid, own_fence bigint default null, lease_s float8 default 180
 )

@@ -21,6 +21,10 @@ begin
     select array_agg(m.id), array_agg(m.parent_id) filter (where m.parent_id is not null)
     into ids, parents
     from moved as m;
+    update listingd.workers as w  -- a claim's own lease (mark_job_processing) ends with it
+    set stopped_at = now(), lease_until = now()
+    from jsonb_to_recordset(done) as d (fence bigint)
+    where w.instance = 'sql:job ' || d.fence and w.stopped_at is null;
     if parents is not null then
         perform listingd.settle_children(parents);
         perform pg_notify('listingd_jobs', '');

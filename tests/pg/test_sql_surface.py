@@ -133,6 +133,28 @@ async def test_the_old_names_work_one_job_and_are_fenced(connection: asyncpg.Con
     )
 
 
+async def test_a_claims_own_lease_ends_with_it(connection: asyncpg.Connection) -> None:
+    """Rescue walks the queue for each lease that runs out: thousands of ended claims would keep it from those that matter."""
+    jobs = [
+        row[0]
+        for row in await connection.fetch(
+            'select listingd.enqueue_jobs(\'[{"kind":"ping"}, {"kind":"ping"}]\')'
+        )
+    ]
+    done, failed = [
+        (await connection.fetchrow("select * from listingd.mark_job_processing($1)", job))["fence"]
+        for job in jobs
+    ]
+
+    await connection.fetch("select listingd.mark_job_completed($1)", done)
+    await connection.fetch("select listingd.mark_job_failed($1, 'busy', 'Busy.')", failed)
+
+    leases = await connection.fetch(
+        "select stopped_at = lease_until as ended_by_itself from listingd.workers"
+    )
+    assert [True, True] == [row[0] for row in leases]
+
+
 async def test_a_fence_that_has_passed_claims_nothing(connection: asyncpg.Connection) -> None:
     job = await connection.fetchval("select listingd.enqueue_job('image')")
 
