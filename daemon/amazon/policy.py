@@ -21,7 +21,10 @@ EXCERPT_LENGTH = 60
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A kind of wording that is not allowed; `why` completes "The text must not …"."""
+    """A kind of wording that is not allowed; `why` completes "The text must not …".
+
+    One id may stand twice: for what is sure, and for what is in doubt.
+    """
 
     id: str
     expression: re.Pattern[str]
@@ -60,14 +63,34 @@ def _words(*alternatives: str) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{joined})\b", re.IGNORECASE)
 
 
-_DOMAINS = "com|net|org|info|biz|io|co|shop|store|online|site|app|dev|me|eu|de|fr|it|es|nl|pl|se|uk|us|ca|cn"
+# Letters of other scripts that look like Latin ones.
+_LOOKALIKES = str.maketrans(
+    "\u0430\u0441\u0435\u043e\u0440\u0445\u0443\u0456\u0458\u0455\u04bb\u0501\u051b\u051d"  # Cyrillic
+    "\u0410\u0412\u0421\u0415\u041a\u041c\u041d\u041e\u0420\u0422\u0425\u0423\u0406\u0408\u0405"
+    "\u03b1\u03b9\u03ba\u03bd\u03bf\u03c1\u03c5"  # Greek
+    "\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7",
+    "aceopxyijshdqwABCEKMHOPTXYIJSaikvopuABEZHIKMNOPTYX",
+)
+_SURE_DOMAINS = "com|net|org|info|biz"
+# Words too, some of them: "Easy to clean.It has a lid" only lacks a space.
+_DOMAINS = "io|co|shop|store|online|site|app|dev|me|eu|de|fr|it|es|nl|pl|se|uk|us|ca|cn"
+_REMEDIES = "cures?|treats?|prevents?"
+# What is cured: without it, "prevents" is said of leaks and scratches, and "treats" of a dog's.
+_AILING = (
+    r"(?: [\w'-]+){0,4}? (?:"
+    r"diseases?|illness(?:es)?|sickness|infections?|inflammations?|injur(?:y|ies)|pains?|\w*aches?|acne"
+    r"|colds|flu|fevers?|coughs?|cancers?|tumou?rs?|diabetes|\w+itis|allerg(?:y|ies)|asthma|eczema|psoriasis"
+    r"|anxiety|depression|insomnia|migraines?|cramps?|nausea|snoring|wounds?|burns?|blisters?|bruis(?:es?|ing)"
+    r"|rash(?:es)?|wrinkles?|scars?|warts?|hair loss|cavities|virus(?:es)?|bacteria|germs?|fungus|skin"
+    r"|disorders?|symptoms?|blood pressure|obesity)"
+)
 
 PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "price",
         re.compile(
-            r"[$€£¥₹]\s?\d|\d\s?[$€£¥₹]|\b\d+(?:[.,]\d{2})?\s?(?:usd|eur|gbp|dollars?|euros?)\b"
-            r"|\b(?:usd|eur|gbp)\s?\d",
+            r"[$€£¥₹₺]\s?\d|\d\s?[$€£¥₹₺]"
+            r"|\b\d+(?:[.,]\d{2})?\s?(?:usd|eur|gbp|chf|pln|zł|kr|dollars?|euros?)\b|\b(?:usd|eur|gbp)\s?\d",
             re.IGNORECASE,
         ),
         "name a price",
@@ -75,8 +98,8 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "promo",
         re.compile(
-            r"\b(?:free\s+shipping|on\s+sale|discount(?:ed)?|coupon|bargain|cheap(?:est)?|affordable"
-            r"|best\s+(?:price|deal)|limited[-\s]time|special\s+offer|bonus|gift\s+with)\b|%\s*off\b",
+            r"\b(?:free\s+shipping|on\s+sale|discount(?:s|ed)?|coupons?|bargains?|cheap(?:er|est)?"
+            r"|affordable|best\s+(?:price|deal)s?|limited[-\s]time|special\s+offers?|bonus|gift\s+with)\b|%\s*off\b",
             re.IGNORECASE,
         ),
         "advertise an offer or a bargain",
@@ -122,8 +145,9 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "contact",
         re.compile(
-            r"https?://|www\.|\b[\w.+-]+@[\w-]+\.[\w.]+\b|\+?\d[\d ()-]{8,}\d|\bQR[-\s]?codes?\b"
-            rf"|\b[a-z0-9-]{{2,}}\.(?:{_DOMAINS})\b(?![a-z])",
+            # Nine digits make a telephone number, eight are "75-90 (30-35 in)".
+            r"https?://|www\.|(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.]+\b|\+?\d(?:[ ()-]*\d){8,}|\bQR[-\s]?codes?\b"
+            rf"|(?<![a-z0-9-])[a-z0-9-]{{2,}}\.(?:{_SURE_DOMAINS}|(?!(?-i:[A-Z][a-z]))(?:{_DOMAINS}))\b",
             re.IGNORECASE,
         ),
         "carry a link, an e-mail address, a phone number or a QR code",
@@ -139,11 +163,12 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "health",
         _words(
-            "cures?", "treats?", "prevents?", "heals?", "clinically proven", r"FDA[-\s]approved",
-            "anti-?(?:bacterial|microbial|viral|fungal)",
+            rf"(?:{_REMEDIES}){_AILING}", "heals?", "clinically proven", r"FDA[-\s]approved",
+            r"anti[-\s]?(?:bacterial|microbial|viral|fungal)s?",
         ),
         "claim an effect on health",
     ),
+    Pattern("health", _words(rf"(?:{_REMEDIES})\b(?!{_AILING}\b)"), "sound like a claim on health", "warn"),
     Pattern(
         "eco",
         _words(r"eco[-\s]?friendly", "biodegradable", "compostable", "carbon neutral"),
@@ -156,7 +181,11 @@ PATTERNS: tuple[Pattern, ...] = (
         "speak about the seller's authority",
     ),
     Pattern("symbols", re.compile("[®™©]"), "carry a lone ®, ™ or ©", "warn"),
-    Pattern("html", re.compile(r"<[a-zA-Z/!][^>]*>|&(?:[a-z]{2,8}|#\d{1,6});"), "contain HTML"),
+    Pattern(
+        "html",
+        re.compile(r"<[a-zA-Z/!][^>]*>|&(?:[a-zA-Z][a-zA-Z\d]{1,30}|#\d{1,7}|#[xX][\da-fA-F]{1,6});"),
+        "contain HTML",
+    ),
     Pattern(
         "allcaps",
         re.compile(r"\b[A-Z]{5,}(?:\s+[A-Z]{4,}){2,}\b"),
@@ -169,9 +198,10 @@ PATTERNS: tuple[Pattern, ...] = (
 def check_text(text: str, where: str = "") -> tuple[Finding, ...]:
     """The forbidden wordings in one text, at most one finding a pattern; empty when it is clean.
 
-    Letters in disguise (full-width forms, zero-width characters inside a word) are read as what they show.
+    Letters in disguise (full-width forms, zero-width characters inside a word, letters of other scripts) are
+    read as what they show.
     """
-    shown = "".join(ch for ch in unicodedata.normalize("NFKC", text) if unicodedata.category(ch) != "Cf")
+    shown = _as_shown(text)
     findings = []
     for pattern in PATTERNS:
         # The text as it is comes first: normalizing turns ™ into the letters TM.
@@ -180,6 +210,16 @@ def check_text(text: str, where: str = "") -> tuple[Finding, ...]:
             excerpt = " ".join(match.group().split())[:EXCERPT_LENGTH]
             findings.append(Finding(pattern.id, pattern.severity, excerpt, where, pattern.why))
     return tuple(findings)
+
+
+def _as_shown(text: str) -> str:
+    """Plain Latin letters, spaces and hyphens for what looks like them; no marks and no invisible characters."""
+    plain = unicodedata.normalize("NFKC", text).translate(_LOOKALIKES)
+    return "".join(
+        "-" if unicodedata.category(ch) == "Pd" else ch
+        for ch in plain
+        if unicodedata.category(ch) not in ("Cf", "Mn")
+    )
 
 
 def is_refused(text: str) -> bool:

@@ -13,23 +13,27 @@ from daemon.amazon.policy import PATTERNS, check_text, is_refused
 RULES = Path(__file__).parents[3] / "shared" / "data" / "amazon_rules.json"
 
 REFUSED = {
-    "price": ("Only $19.99", "19.99 € today", "Costs 20 dollars", "USD 5"),
-    "promo": ("Free shipping", "20 % off", "20% off", "A special  offer", "An affordable chair"),
+    "price": ("Only $19.99", "19.99 € today", "Costs 20 dollars", "USD 5", "₺500", "19,99 zł"),
+    "promo": (
+        "Free shipping", "20 % off", "20% off", "A special  offer", "An affordable chair", "Discounts and coupons",
+    ),
     "call_to_action": ("Buy now!", "Add to cart", "Order today"),
     "guarantee": ("Lifetime warranty", "Satisfaction guaranteed", "money-back"),
     "superlative": ("The #1 chair", "Best-selling bottle", "world's best"),
     "competitor": ("Unlike other brands, it holds", "Beats competitors"),
     "contact": (
         "See https://x.example", "Visit www.acme", "Write to a.b@acme.example", "+49 30 1234567 89",
-        "Scan the QR code", "More at acme-chairs.com",
+        "Scan the QR code", "More at acme-chairs.com", "Visit Acme.Com", "See acme.it", "Call (030) 123 456",
     ),
     "testimonial": ("Customers love it", "4.5 stars", "Great reviews"),
-    "health": ("Clinically proven", "Anti-bacterial coat", "It cures colds"),
+    "health": ("Clinically proven", "Anti bacterial coat", "It cures colds", "Treats back pain",
+               "Prevents a dry and itchy skin", "Heals fast"),
     "seller_authority": ("From an authorised dealer",),
-    "html": ("<b>Strong</b>", "<script>alert(1)</script>", "Salt &amp; pepper"),
+    "html": ("<b>Strong</b>", "<script>alert(1)</script>", "Salt &amp; pepper", "Caf&Eacute;", "&#x3C;b&#x3E;"),
 }  # fmt: skip
 WARNED = {
     "time": ("Our latest model", "For Christmas"),
+    "health": ("Gourmet dog treats", "The base prevents sliding", "A resin that cures in the sun"),
     "eco": ("Eco-friendly bamboo",),
     "symbols": ("Acme™ chair", "Acme® chair"),
     "allcaps": ("STRONG STEEL FRAME INSIDE",),
@@ -64,15 +68,36 @@ def test_doubtful_wording_is_a_warning(rule: str, text: str) -> None:
         "Renewed comfort, newton metres and icon.s",
         "USB-C, HDMI 2.1 and NVMe.",
         "Dishwasher safe at 65 °C (top rack).",
+        "Easy to clean.It has a lid.",
+        "Aus Eiche.Es steht fest.",
+        "Fits a waist of 75-90 (30-35 in).",
     ],
 )
 def test_honest_sentence_passes(text: str) -> None:
     assert () == check_text(text)
 
 
-@pytest.mark.parametrize("text", ["Buy\u200b now", "Ｂｕｙ ｎｏｗ", "Buy\n\tnow", "W\u00adarranty"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Buy\u200b now",
+        "Ｂｕｙ ｎｏｗ",
+        "Buy\n\tnow",
+        "W\u00adarranty",
+        "W\u0430rranty",
+        "\u0392uy n\u043ew",
+        "B\u0332u\u0332y\u0332 n\u0332ow",
+        "Buy\ufe0f now",
+        "Money\u2011back",
+        "Best\u2013selling",
+        "Call 030\u2011123\u20114567",
+    ],
+)
 def test_disguised_letters_are_read_as_shown(text: str) -> None:
-    """Zero-width characters and full-width letters are the usual ways around a word filter."""
+    """Zero-width characters, full-width letters and those of other scripts are the usual ways around a filter.
+
+    Hyphens that do not break come from any word processor.
+    """
     assert is_refused(text)
 
 
@@ -90,8 +115,11 @@ def test_finding_becomes_a_check_with_pointer() -> None:
 def test_every_collected_pattern_has_ours_of_equal_severity() -> None:
     """Our patterns may find more than the collected ones, never less."""
     collected = json.loads(RULES.read_text())["forbidden_text_patterns"]
-    ours = {pattern.id: pattern for pattern in PATTERNS}
-    samples = [text for texts in (REFUSED | WARNED).values() for text in texts]
+    ours = {
+        pattern.id: pattern
+        for pattern in sorted(PATTERNS, key=lambda pattern: pattern.severity, reverse=True)
+    }
+    samples = [text for texts in (*REFUSED.values(), *WARNED.values()) for text in texts]
 
     for theirs in collected:
         assert theirs.get("severity", "fail") == ours[theirs["id"]].severity
