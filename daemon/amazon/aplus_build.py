@@ -150,7 +150,7 @@ def _alt_text(place: ImagePlace, facts: AplusFacts, words: Words) -> str:
     topic = place.topic.lower()
     if not topic or topic == words.about.lower() or topic in facts.short_title.lower():
         return facts.short_title
-    longer = (f"{name}: {place.topic}" for name in (facts.short_title, facts.name))
+    longer = (f"{name}{words.colon}{place.topic}" for name in (facts.short_title, facts.name))
     return next((text for text in longer if len(text) <= ALT_TEXT), facts.short_title)
 
 

@@ -41,11 +41,10 @@ class Point(_Frozen):
     headline: str = ""
     text: str = ""
 
-    @property
-    def sentence(self) -> str:
-        """The whole point as prose."""
+    def sentence(self, colon: str) -> str:
+        """The whole point as prose; `colon` with its spaces as the language sets it."""
         if self.headline and self.text:
-            return f"{self.headline}: {self.text}"
+            return f"{self.headline}{colon}{self.text}"
         return self.text or end_sentence(self.headline)
 
     @property

@@ -26,62 +26,57 @@ class Words:
     features: str
     about: str
     presents: str
-    describes: str
     and_: str
     colon: str = ": "
+    decimal_mark: str = ","
 
 
 WORDS: Mapping[str, Words] = {
     "en": Words(
         "product", "brand", "category", "dimensions", "length", "width", "height", "in the box",
-        "specifications", "features", "about this product", "{brand} presents {title}.",
-        "This page describes {title}.", "and",
+        "specifications", "features", "about this product", "{brand} presents {title}.", "and", decimal_mark=".",
     ),
     "de": Words(
         "Produkt", "Marke", "Kategorie", "Maße", "Länge", "Breite", "Höhe", "Lieferumfang",
-        "technische Daten", "Merkmale", "über dieses Produkt", "{brand} präsentiert: {title}.",
-        "Diese Seite beschreibt: {title}.", "und",
+        "technische Daten", "Merkmale", "über dieses Produkt", "{brand} präsentiert: {title}.", "und",
     ),
     "fr": Words(
         "produit", "marque", "catégorie", "dimensions", "longueur", "largeur", "hauteur",
         "contenu de la boîte", "caractéristiques techniques", "points forts", "à propos de ce produit",
-        "{brand} présente : {title}.", "Cette page décrit : {title}.", "et", " : ",
+        "{brand} présente : {title}.", "et", " : ",
     ),
     "es": Words(
         "producto", "marca", "categoría", "dimensiones", "longitud", "anchura", "altura",
         "contenido de la caja", "especificaciones", "características", "acerca de este producto",
-        "{brand} presenta: {title}.", "Esta página describe: {title}.", "y",
+        "{brand} presenta: {title}.", "y",
     ),
     "it": Words(
         "prodotto", "marca", "categoria", "dimensioni", "lunghezza", "larghezza", "altezza",
         "contenuto della confezione", "specifiche tecniche", "caratteristiche",
-        "informazioni su questo prodotto", "{brand} presenta: {title}.",
-        "Questa pagina descrive: {title}.", "e",
+        "informazioni su questo prodotto", "{brand} presenta: {title}.", "e",
     ),
     "nl": Words(
         "product", "merk", "categorie", "afmetingen", "lengte", "breedte", "hoogte",
         "inhoud van de doos", "specificaties", "kenmerken", "over dit product",
-        "{brand} presenteert: {title}.", "Deze pagina beschrijft: {title}.", "en",
+        "{brand} presenteert: {title}.", "en",
     ),
     "pt": Words(
         "produto", "marca", "categoria", "dimensões", "comprimento", "largura", "altura",
         "conteúdo da caixa", "especificações", "características", "sobre este produto",
-        "{brand} apresenta: {title}.", "Esta página descreve: {title}.", "e",
+        "{brand} apresenta: {title}.", "e",
     ),
     "sv": Words(
         "produkt", "varumärke", "kategori", "mått", "längd", "bredd", "höjd", "i förpackningen",
-        "specifikationer", "egenskaper", "om produkten", "{brand} presenterar: {title}.",
-        "Den här sidan beskriver: {title}.", "och",
+        "specifikationer", "egenskaper", "om produkten", "{brand} presenterar: {title}.", "och",
     ),
     "pl": Words(
         "produkt", "marka", "kategoria", "wymiary", "długość", "szerokość", "wysokość",
         "zawartość opakowania", "dane techniczne", "cechy", "o tym produkcie",
-        "{brand} przedstawia: {title}.", "Ta strona opisuje: {title}.", "i",
+        "{brand} przedstawia: {title}.", "i",
     ),
     "tr": Words(
         "ürün", "marka", "kategori", "ölçüler", "uzunluk", "genişlik", "yükseklik", "kutu içeriği",
-        "teknik özellikler", "özellikler", "bu ürün hakkında", "{brand} sunar: {title}.",
-        "Bu sayfanın konusu: {title}.", "ve",
+        "teknik özellikler", "özellikler", "bu ürün hakkında", "{brand} sunar: {title}.", "ve",
     ),
 }  # fmt: skip
 """ISO 639-1 language -> its words."""
@@ -94,4 +89,4 @@ def words_for(locale: str) -> Words | None:
 
 def capitalise(text: str) -> str:
     """The first letter in upper case, the rest as it is; "iPhone" keeps its own spelling."""
-    return text if text[1:2].isupper() else text[:1].upper() + text[1:]
+    return text if text[1:2].isupper() else text[:1].title() + text[1:]

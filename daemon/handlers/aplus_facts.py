@@ -25,6 +25,9 @@ ROW_VALUE = 500
 MAX_ROWS = 16
 MIN_ROWS = 4
 LABELLED_BULLETS = 'bullets like "Material: oak"'
+# "- 20 °C" keeps its sign.
+_ORNAMENT = re.compile(r"^(?:[•‣·*\u2013\u2014-]+\s+(?!\d)|[\u2500-\u2bff\ufe0f\U0001f000-\U0001faff]\s*)+")
+_BRACKETED = re.compile(r"^[\u3010\[]([^\u3011\]]{2,60})[\u3011\]]\s*[:\u2013\u2014-]?\s*(?=\S)")
 _LABELLED = re.compile(r"^([^:\u2013\u2014]{2,60}?)(?::\s+|\s+[\u2013\u2014-]\s+)(\S.*)$")
 
 POINTS_NEEDED: dict[AplusModule, int] = {
@@ -86,27 +89,30 @@ def collect_facts(product: Product, words: Words) -> CollectedFacts:
     told = [(row.label, row.value) for is_specification, row in labelled if not is_specification]
     lacking = MIN_ROWS - len({label.lower() for label, value in (*rows, *specified) if value}) - bool(box)
     rows += [*specified, *told[: max(0, lacking)], (words.in_the_box, box)]
-    named = {label.lower(): (label, value) for label, value in reversed(rows) if value}  # the first one wins
+    named: dict[str, SpecRow] = {}
+    for label, value in rows:
+        if value:
+            row = SpecRow(label=capitalise(label), value=shorten_name(value, ROW_VALUE))
+            named.setdefault(label.lower(), row)
     facts = AplusFacts(
         title=title,
         short_title=shorten_name(title, SHORT_TITLE),
         brand=brand,
         category=category,
         points=tuple(points),
-        rows=tuple(
-            SpecRow(label=capitalise(label), value=shorten_name(value, ROW_VALUE))
-            for label, value in reversed(named.values())
-        )[:MAX_ROWS],
+        rows=tuple(named.values())[:MAX_ROWS],
     )
     return CollectedFacts(facts, tuple(left_out))
 
 
 def read_point(bullet: str) -> Point:
-    """A bullet as headline and sentence: at its label when it has one, else as it is."""
+    """A bullet as headline and sentence: at its label when it has one, else as it is; without its ornament."""
+    bullet = _BRACKETED.sub(r"\1: ", _ORNAMENT.sub("", bullet)) or bullet
     labelled = _LABELLED.match(bullet)
     if labelled:
         label, rest = labelled.groups()
-        is_shouted = label.isupper() and label.replace(" ", "").isalpha() and len(label) > 4
+        letters = re.sub(r"[ &,-]", "", label)
+        is_shouted = letters.isupper() and letters.isalpha() and len(letters) > 4
         label = label.capitalize() if is_shouted else capitalise(label)
         return Point(headline=label.strip(), text=end_sentence(capitalise(rest)))
     if len(bullet) <= HEADLINE:
@@ -115,13 +121,17 @@ def read_point(bullet: str) -> Point:
 
 
 def list_measures(dimensions: Dimensions, words: Words) -> list[tuple[str, str]]:
-    """(word, "40 cm") for each measure that is given."""
+    """(word, "40.5 cm") for each measure that is given."""
     named = (
         (words.length, dimensions.length),
         (words.width, dimensions.width),
         (words.height, dimensions.height),
     )
-    return [(word, f"{measure.normalize():f} {dimensions.unit}") for word, measure in named if measure]
+    return [
+        (word, f"{measure.normalize():f} {dimensions.unit}".replace(".", words.decimal_mark))
+        for word, measure in named
+        if measure
+    ]
 
 
 def join_words(parts: Sequence[str], and_: str) -> str:

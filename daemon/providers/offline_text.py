@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 else:
     drafts = later("daemon.amazon.aplus_draft")
 
-VERSION = "rules-2"
+VERSION = "rules-3"
 MIN_OVERVIEW, MAX_OVERVIEW = 2, 5
 OVERVIEW_NAME = 40  # characters; longer ones are read where they are told
 _SEPARATOR = " \u00b7 "
@@ -111,12 +111,15 @@ class _Task:
     def about(self) -> str:
         return capitalise(self.words.about)
 
+    def say(self, point: drafts.Point) -> str:
+        return point.sentence(self.words.colon)
+
     @property
     def opening(self) -> str:
         """The one sentence that is no fact of the seller's: who presents what. A title with its brand speaks
         for itself.
         """
-        title, brand = self.facts.title.rstrip("."), self.facts.brand
+        title, brand = self.facts.title.rstrip(".") or self.facts.title, self.facts.brand
         if not brand or brand.lower() in title.lower():
             return drafts.end_sentence(title)
         # replace, not format: a title may hold braces.
@@ -127,7 +130,7 @@ class _Task:
     def overview(self) -> str:
         """The names of the features in one line, those that say something only with their value last."""
         named = [
-            point.sentence.removesuffix(".") if point.is_specification else point.headline
+            self.say(point).removesuffix(".") if point.is_specification else point.headline
             for point in self.in_order(self.facts.points)
             if not self.is_closing(point)
         ]
@@ -169,7 +172,7 @@ def _bullets(task: _Task) -> tuple[str, ...]:
     limit, most = task.shape.bullet, task.shape.bullets[1]
     bullets = []
     for point in task.facts.points:
-        whole = point.sentence.removesuffix(".")
+        whole = task.say(point).removesuffix(".")
         bullets.append(whole if len(whole) <= limit else point.headline)
     return tuple(text for text in bullets if text and len(text) <= limit)[:most]
 
@@ -178,7 +181,7 @@ def _write_header(task: _Task) -> drafts.ModuleDraft:
     """The name, what the title says besides, and what there is to read about below."""
     facts = task.facts
     presents = [] if facts.brand.lower() in facts.title.lower() else [task.opening]
-    told = [task.overview] if task.overview else [point.sentence for point in facts.points[:2]]
+    told = [task.overview] if task.overview else [task.say(point) for point in facts.points[:2]]
     body = "\n".join(filter(None, (_fit(presents, 1000), _fit(told, 1000)))) or task.opening
     headline = capitalise(facts.traits) or facts.brand or task.about
     return drafts.ModuleDraft(
@@ -198,7 +201,8 @@ def _write_points(task: _Task) -> drafts.ModuleDraft:
 
 def _write_side(task: _Task) -> drafts.ModuleDraft:
     point = next(iter(task.next_points(1, 1)), drafts.Point())
-    told = [point.text] if point.text and not point.headline else [point.text, task.opening]
+    says_enough = (point.headline or point.text) and not task.is_first
+    told = [point.text] if says_enough else [point.text, task.opening]
     block = drafts.BlockDraft(headline=point.headline or task.about, body=_fit(told, task.shape.body))
     return drafts.ModuleDraft(module=task.module, blocks=(block,))
 
@@ -207,7 +211,7 @@ def _write_overlay(task: _Task) -> drafts.ModuleDraft:
     """The next two points on a picture: the first with a headline gives it. With none left, the name."""
     points = [point for point in task.in_order(task.untold) if not task.is_closing(point)][:2]
     first = next((p for p in points if 0 < len(p.headline) <= task.shape.block_headline), drafts.Point())
-    told = [first.text, *(point.sentence for point in points if point is not first)]
+    told = [first.text, *(task.say(point) for point in points if point is not first)]
     headline = first.headline or task.facts.name
     if not points:
         told = [drafts.end_sentence(capitalise(task.facts.traits))]
@@ -217,7 +221,7 @@ def _write_overlay(task: _Task) -> drafts.ModuleDraft:
 
 
 def _write_sidebar(task: _Task) -> drafts.ModuleDraft:
-    first = [point.sentence for point in task.facts.points[:2]]
+    first = [task.say(point) for point in task.facts.points[:2]]
     about = drafts.BlockDraft(headline=task.about, body=_fit([task.opening, *first], task.shape.body))
     return drafts.ModuleDraft(
         module=task.module,
@@ -246,7 +250,7 @@ def _write_specs_detail(task: _Task) -> drafts.ModuleDraft:
 
 def _write_text(task: _Task) -> drafts.ModuleDraft:
     """What it is, unless that was said before, and what was not told yet, one paragraph each."""
-    words, untold = task.words, [point.sentence for point in task.in_order(task.untold)]
+    words, untold = task.words, [task.say(point) for point in task.in_order(task.untold)]
     has_headline = task.shape.headline > 0
     kind = task.facts.category
     category = drafts.end_sentence(f"{capitalise(words.category)}{words.colon}{kind}") if kind else ""

@@ -297,10 +297,57 @@ def vars_of(words: object) -> list[str]:
         ("keeps warm,", Point(headline="Keeps warm")),
         ("word " * 30 + "end", Point(text="W" + ("word " * 30 + "end.")[1:])),
         ("ratio 16:9 screen", Point(headline="Ratio 16:9 screen")),
+        ("• Material: oak", Point(headline="Material", text="Oak.")),
+        (
+            "✔ PERFECT SIZE: fits a 13-inch laptop",
+            Point(headline="Perfect size", text="Fits a 13-inch laptop."),
+        ),
+        ("【NON-SLIP BASE】Rubber feet", Point(headline="Non-slip base", text="Rubber feet.")),
+        ("THICK & SOFT - 6 mm of foam", Point(headline="Thick & soft", text="6 mm of foam.")),
+        ("- 20 °C to 60 °C", Point(headline="- 20 °C to 60 °C")),
+        ("\ufb01ts all: one size", Point(headline="Fits all", text="One size.")),
     ],
 )
 def test_bullet_becomes_headline_and_sentence(bullet: str, point: Point) -> None:
     assert point == read_point(bullet)
+
+
+def test_a_bullet_with_the_name_of_a_row_does_not_move_the_row() -> None:
+    """The comparison table leaves out the first row, the title: it stands over the column."""
+    product = CHAIR.model_copy(update={"bullets": ("Product: seat", "Brand: none")})
+
+    rows = collect_facts(product, WORDS["en"]).facts.rows
+
+    assert ["Product", "Brand", "Category", "Length"] == [row.label for row in rows[:4]]
+    assert [CHAIR.title, "Nordholm"] == [row.value for row in rows[:2]]
+
+
+@pytest.mark.parametrize(
+    ("locale", "said"),
+    [
+        ("fr-FR", "Dimensions : Longueur 52,5 cm, largeur 48 cm, hauteur 81 cm."),
+        ("de-DE", "Maße: Länge 52,5 cm, Breite 48 cm, Höhe 81 cm."),
+        ("en-GB", "Dimensions: Length 52.5 cm, width 48 cm, height 81 cm."),
+    ],
+)
+def test_measures_are_set_as_the_language_does(locale: str, said: str) -> None:
+    document, _ = write(CHAIR, ("STANDARD_PRODUCT_DESCRIPTION",), locale)
+
+    assert said in json.dumps(document, ensure_ascii=False)
+
+
+def test_who_presents_the_product_is_said_once() -> None:
+    product = Product(title="Desk lamp", brand="Lumo", bullets=("Dimmer: turn the base ring",))
+
+    document, _ = write(product, ("STANDARD_HEADER_IMAGE_TEXT", "STANDARD_SINGLE_SIDE_IMAGE"))
+
+    assert 1 == json.dumps(document).count("Lumo presents")
+
+
+def test_a_title_of_punctuation_gives_a_document() -> None:
+    document, _ = write(Product(title="."), ("STANDARD_PRODUCT_DESCRIPTION",))
+
+    assert '{"value": "."}' in json.dumps(document)
 
 
 def test_long_title_is_cut_where_a_reader_would() -> None:
