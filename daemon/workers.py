@@ -306,8 +306,12 @@ class Workers:
                 return None
 
     async def _fan_out(self, job: ClaimedJob, fanned: FannedOut) -> None:
+        ids = sorted(
+            new_id() for _ in fanned.children
+        )  # they are listed by their ids, and start in that order
         children = [
-            {"id": str(new_id()), "kind": c.kind, "slot": c.slot, "input": c.input} for c in fanned.children
+            {"id": str(child_id), "kind": c.kind, "slot": c.slot, "input": c.input}
+            for child_id, c in zip(ids, fanned.children, strict=True)
         ]
         assert self.worker_id is not None  # a job was claimed
         ready = await self._queue.fan_out(job.fence, self.worker_id, children)

@@ -161,13 +161,9 @@ def plan_modules(facts: AplusFacts, *, has_photo: bool) -> tuple[AplusModule, ..
     several: AplusModule = (
         "STANDARD_THREE_IMAGE_TEXT" if len(facts.points) >= 3 else "STANDARD_SINGLE_SIDE_IMAGE"
     )
-    return (
-        "STANDARD_HEADER_IMAGE_TEXT",
-        several,
-        "STANDARD_IMAGE_TEXT_OVERLAY",
-        *tech,
-        "STANDARD_PRODUCT_DESCRIPTION",
-    )
+    # A single point is told before a closing text could tell it.
+    closing: tuple[AplusModule, ...] = ("STANDARD_PRODUCT_DESCRIPTION",) if len(facts.points) > 1 else ()
+    return ("STANDARD_HEADER_IMAGE_TEXT", several, "STANDARD_IMAGE_TEXT_OVERLAY", *tech, *closing)
 
 
 def name_missing(module: AplusModule, facts: AplusFacts, *, has_photo: bool) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ async def test_finished_pictures_are_not_made_again(sql: asyncpg.Pool, daemon: C
     assert 1 <= len(finished) < len(SLOTS), before
     assert "completed" == pack["state"], pack["error"]
     assert list(SLOTS) == [item["slot"] for item in pack["result"]["items"]]
+    assert list(SLOTS) == [item["slot"] for item in pack["items"]]
     assert finished.items() <= after.items(), "a finished picture was touched"
     assert all(1 == len([a for a in item["assets"] if a["role"] == "image"]) for item in items)
     assert {1} == {child["attempt"] for child in after.values()}, "a crash is no attempt"

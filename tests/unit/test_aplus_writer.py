@@ -344,6 +344,16 @@ def test_who_presents_the_product_is_said_once() -> None:
     assert 1 == json.dumps(document).count("Lumo presents")
 
 
+@pytest.mark.parametrize("bullets", [(), ("Dimmer: turn the base ring",)])
+def test_a_product_of_few_facts_has_no_closing_text_that_repeats_them(bullets: tuple[str, ...]) -> None:
+    facts = collect_facts(Product(title="Desk lamp", bullets=bullets), WORDS["en"]).facts
+
+    modules = plan_modules(facts, has_photo=True)
+
+    assert 3 == len(modules)
+    assert "STANDARD_PRODUCT_DESCRIPTION" not in modules
+
+
 def test_a_title_of_punctuation_gives_a_document() -> None:
     document, _ = write(Product(title="."), ("STANDARD_PRODUCT_DESCRIPTION",))
 
