@@ -7,7 +7,7 @@ seller's, or says where the facts come from. Same facts, same text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -167,11 +167,11 @@ def _block(point: drafts.Point, task: _Task) -> drafts.BlockDraft:
     return drafts.BlockDraft(headline=headline, body=body)
 
 
-def _bullets(task: _Task) -> tuple[str, ...]:
+def _bullets(task: _Task, points: Iterable[drafts.Point]) -> tuple[str, ...]:
     """The points as bullets; a long one gives its headline only."""
     limit, most = task.shape.bullet, task.shape.bullets[1]
     bullets = []
-    for point in task.facts.points:
+    for point in points:
         whole = task.say(point).removesuffix(".")
         bullets.append(whole if len(whole) <= limit else point.headline)
     return tuple(text for text in bullets if text and len(text) <= limit)[:most]
@@ -221,24 +221,28 @@ def _write_overlay(task: _Task) -> drafts.ModuleDraft:
 
 
 def _write_sidebar(task: _Task) -> drafts.ModuleDraft:
-    first = [task.say(point) for point in task.facts.points[:2]]
-    about = drafts.BlockDraft(headline=task.about, body=_fit([task.opening, *first], task.shape.body))
+    *others, last = task.facts.points
+    too_long = [point for point in others if len(task.say(point)) > task.shape.bullet]
+    told = [task.say(point) for point in too_long or others[:2]]
+    about = drafts.BlockDraft(headline=task.about, body=_fit([task.opening, *told], task.shape.body))
     return drafts.ModuleDraft(
         module=task.module,
         headline=task.facts.short_title,
-        blocks=(about, _block(task.facts.points[-1], task)),
-        bullets=_bullets(task),
+        blocks=(about, _block(last, task)),
+        bullets=_bullets(task, (point for point in others if task.say(point) not in about.body)),
     )
 
 
 def _write_highlights(task: _Task) -> drafts.ModuleDraft:
     about = drafts.BlockDraft(headline=task.about, body=_fit([task.opening], task.shape.body))
-    blocks = tuple(_block(point, task) for point in task.facts.points if point.text)[:3]
+    points = task.facts.points
+    shown = [point for point in points if point.text][:3]
+    rest = _bullets(task, (point for point in points if point not in shown))
     return drafts.ModuleDraft(
         module=task.module,
         headline=task.facts.short_title,
-        blocks=blocks or (about,),
-        bullets=_bullets(task) or (task.facts.short_title,),
+        blocks=tuple(_block(point, task) for point in shown) or (about,),
+        bullets=rest or _bullets(task, points) or (task.facts.short_title,),
     )
 
 

@@ -262,6 +262,19 @@ def test_no_sentence_stands_in_two_modules(product: Product) -> None:
             assert any(point.text in body for body in bodies), point
 
 
+@pytest.mark.parametrize("module", ["STANDARD_IMAGE_SIDEBAR", "STANDARD_SINGLE_IMAGE_HIGHLIGHTS"])
+@pytest.mark.parametrize("product", [CHAIR, BOTTLE, LAMP], ids=["chair", "bottle", "lamp"])
+def test_a_list_beside_a_text_does_not_say_the_same(module: AplusModule, product: Product) -> None:
+    facts = collect_facts(product, WORDS["en"]).facts
+
+    (written,) = write_draft(AplusBrief(facts=facts, modules=(module,))).modules
+
+    said = [*written.bullets, *(f"{block.headline} {block.body}" for block in written.blocks)]
+    for point in facts.points:
+        told = point.text.removesuffix(".") or point.headline
+        assert 1 == sum(told in text for text in said), told
+
+
 def test_the_name_heads_the_document_and_its_traits_stand_below() -> None:
     document, _ = write(BOTTLE, ("STANDARD_HEADER_IMAGE_TEXT",))
     text = json.dumps(document)
