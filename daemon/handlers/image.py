@@ -37,6 +37,7 @@ from daemon.payloads import ImageInput, PhotoRef
 STAGES = ("photo", "paint", "draw", "check", "save")
 _MAX_ENLARGEMENT = 2.0  # beyond this a product looks soft in the zoom
 _MAX_BACKDROP_EDGES = 0.02  # share of the area; an empty backdrop has a third of it at most
+_MAX_BACKDROP_OUTLINES = 0.004  # the same of what ends within the frame; an empty backdrop has none
 _BY_CODE = "backdrop drawn by code"
 _MIN_BACKDROP_LIGHTNESS = 60.0  # L: below it the sheet's dark text cannot be read
 _verdicts: Recent[MaskVerdict] = Recent(256)
@@ -221,12 +222,15 @@ def _check_enlargement(product: Image.Image, size_px: int) -> Check:
 
 def _judge_backdrop(picture: Image.Image) -> Check | None:
     """Painters put the product, or a dark room, where an empty and light backdrop was asked for; None: as asked."""
-    edges, lightness = measure_backdrop(picture)
-    if edges <= _MAX_BACKDROP_EDGES and lightness >= _MIN_BACKDROP_LIGHTNESS:
+    edges, outlines, lightness = measure_backdrop(picture)
+    is_empty = edges <= _MAX_BACKDROP_EDGES and outlines <= _MAX_BACKDROP_OUTLINES
+    if is_empty and lightness >= _MIN_BACKDROP_LIGHTNESS:
         return None
-    said = "not empty" if edges > _MAX_BACKDROP_EDGES else f"too dark for text (L {lightness:.0f})"
+    said = f"too dark for text (L {lightness:.0f})" if is_empty else "not empty"
+    is_small = edges <= _MAX_BACKDROP_EDGES and not is_empty
+    measured, limit = (outlines, _MAX_BACKDROP_OUTLINES) if is_small else (edges, _MAX_BACKDROP_EDGES)
     return Check(
-        "painted_backdrop", "warn", round(edges, 3), _MAX_BACKDROP_EDGES,
+        "painted_backdrop", "warn", round(measured, 3), limit,
         f"The painted backdrop was {said}; one drawn by code takes its place. Retry the picture for another.",
     )  # fmt: skip
 

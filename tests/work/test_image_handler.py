@@ -175,14 +175,22 @@ async def test_picture_by_a_model_is_marked_as_generated() -> None:
     assert painter.requests[0].user_hash not in ("", "user-1")
 
 
+def small_thing_on_a_backdrop() -> bytes:
+    """A product that takes an eleventh of a side."""
+    picture = np.full((640, 640, 3), 235, np.uint8)
+    picture[380:438, 200:248] = (30, 110, 120)
+    return codec.encode_jpeg(picture)
+
+
 @pytest.mark.parametrize(
     ("painted", "why"),
     [
         (paint_scene(640, 640, as_png(draw_product())), "not empty"),
+        (small_thing_on_a_backdrop(), "not empty"),
         (codec.encode_jpeg(np.full((640, 640, 3), 70, np.uint8)), "too dark"),
         (paint_scene(640, 640, None), ""),
     ],
-    ids=["a product in it", "dark", "as asked"],
+    ids=["a product in it", "a small one", "dark", "as asked"],
 )
 async def test_painted_backdrop_that_is_none_gives_way_to_a_drawn_one(painted: bytes, why: str) -> None:
     """Two products on one sheet, or dark words on a dark ground, are delivered to nobody."""
