@@ -94,7 +94,7 @@ def build_app(deps: ApiDeps, more: Iterable[Route] = ()) -> web.Application:
     an_id = _match_ids(route.path for route in table)
     for route in table:
         path = route.path.replace("{id}", an_id)
-        app.router.add_route(route.method, path, route.handle)
+        app.router.add_route(route.method, path, route.handle, expect_handler=door.go_on)
         if route.method == "GET" and not route.token_in_query:
             app.router.add_route("HEAD", path, route.handle)
     app.on_response_prepare.append(door.dress)

@@ -16,9 +16,10 @@ from aiohttp import web
 
 from daemon import logs
 from daemon.api.door import VISIT
-from daemon.api.problems import Problem
+from daemon.api.problems import CONTENT_TYPE, Problem
 
 UNREAD_MS = 30_000
+_NO_HTTP = "The request is no HTTP that can be read."
 
 log = logs.get_logger()
 
@@ -47,6 +48,15 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
         self._counted(self, -1)
+
+    async def start(self) -> None:
+        try:
+            await super().start()
+        except ValueError:  # aiohttp reads the host of an absolute URI outside its own care: `http://xn--a/`
+            if self.transport is not None:
+                problem = Problem(400, "bad_request", _NO_HTTP)
+                self.transport.write(_write_last("400 Bad Request", problem))
+            self.force_close()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -78,7 +88,7 @@ class Connection(web.RequestHandler):
                 500, "internal", "A bug of ours; the log has it under the request id.", close=True
             )
         else:
-            problem = Problem(400, "bad_request", "The request is no HTTP that can be read.", close=True)
+            problem = Problem(400, "bad_request", _NO_HTTP, close=True)
         response = problem.answer(request_id)
         response.headers["Server"] = "listingd"
         response.headers["X-Request-Id"] = request_id
@@ -90,10 +100,17 @@ class Refused(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
-        body = Problem(503, "too_many_connections", "All connections are taken.").answer("unread").body
-        assert isinstance(body, bytes)
-        transport.write(
-            b"HTTP/1.1 503 Service Unavailable\r\nServer: listingd\r\nContent-Type: application/problem+json\r\n"
-            b"Retry-After: 2\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-        )
+        problem = Problem(503, "too_many_connections", "All connections are taken.")
+        transport.write(_write_last("503 Service Unavailable", problem, "Retry-After: 2\r\n"))
         transport.close()
+
+
+def _write_last(status: str, problem: Problem, more: str = "") -> bytes:
+    """A whole answer for a connection that is closed after it; more: further header lines."""
+    body = problem.answer("unread").body
+    assert isinstance(body, bytes)
+    head = (
+        f"HTTP/1.1 {status}\r\nServer: listingd\r\nX-Request-Id: unread\r\nContent-Type: {CONTENT_TYPE}\r\n{more}"
+        f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from os import urandom
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from prometheus_client import Counter
 
 from daemon import logs, metrics
@@ -81,6 +81,12 @@ class Door:
         self._prefix = f"{urandom(5).hex()}-"
         self._count = 0
 
+    async def go_on(self, request: web.Request) -> None:
+        """Let the body come. What else is expected is refused in `answer`: aiohttp would answer it without a problem."""
+        if _expects_what_we_do(request) and request.version >= HttpVersion11:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # the answer has not begun
+
     @web.middleware
     async def answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let one request in and answer it, whatever happens."""
@@ -119,6 +125,8 @@ class Door:
             and (request.host.lower() not in self._hosts)
         ):
             raise Misdirected("This host name is not served here.")
+        if not _expects_what_we_do(request):
+            raise web.HTTPExpectationFailed
         if request.method == "OPTIONS" and self._is_preflight(request):
             return web.Response(status=204, headers=_PREFLIGHT)
         if route is None:
@@ -218,6 +226,10 @@ class Door:
                 duration_s=round(duration_s, 4), principal=principal.id if principal else None,
                 remote=request.remote, request_id=visit.id,
             )  # fmt: skip
+
+
+def _expects_what_we_do(request: web.Request) -> bool:
+    return request.headers.get("Expect", "100-continue").lower() == "100-continue"
 
 
 def _made_types(route: Route) -> frozenset[str]:

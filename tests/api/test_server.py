@@ -64,6 +64,19 @@ async def test_no_http_is_a_problem_without_versions(api: Api) -> None:
         assert not re.search(rb"(?i)aiohttp|python|traceback", answer)
 
 
+@pytest.mark.parametrize(
+    "target", [b"GET http://xn--a/livez", b"GET http://xn--/livez", b"CONNECT xn--a:443"]
+)
+async def test_target_whose_host_cannot_be_read_is_a_400_and_no_open_connection(
+    api: Api, target: bytes
+) -> None:
+    """aiohttp gave no answer and left such connections open for ever."""
+    answer = await _raw(api, target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"bad_request" in answer
+
+
 async def test_too_large_heads_are_a_400(api: Api) -> None:
     """One long field, or a thousand: refused before anything is made of them."""
     many = b"".join(b"X-%d: a\r\n" % number for number in range(1000))
@@ -115,6 +128,19 @@ async def test_wrong_method_names_the_right_ones(api: Api) -> None:
 
     assert (405, "method_not_allowed") == (status, problem["code"])
     assert {"GET", "HEAD", "POST", "OPTIONS"} == set(response.headers["Allow"].split(", "))
+
+
+async def test_an_unknown_expectation_is_a_problem(api: Api) -> None:
+    status, problem, answer = await api.call("GET", "/v1/jobs", headers={"Expect": "tea"})
+
+    assert (417, "expectation_failed") == (status, problem["code"])
+    assert problem["request_id"] == answer.headers["X-Request-Id"]
+
+
+async def test_a_body_that_waits_for_100_continue_is_let_come(api: Api) -> None:
+    status, job, _ = await api.call("POST", "/v1/jobs", json={"kind": "ping", "input": {}}, expect100=True)
+
+    assert (201, "ping") == (status, job["kind"])
 
 
 async def test_missing_credentials_are_challenged(api: Api) -> None:
