@@ -58,6 +58,9 @@ TITLES = {
     500: "A bug of ours",
     503: "Not available right now",
 }
+MAX_SHOWN = 100
+"""Wrong fields that a problem lists."""
+MAX_FAILURES = 10_000
 _RETRYABLE = frozenset({408, 429, 503})
 _HTTP_CODES = {
     404: ("not_found", "There is nothing at this path."),
@@ -111,7 +114,9 @@ class Problem:
             "instance": f"urn:listingd:request:{request_id}",
             "request_id": request_id,
             "retryable": self.status in _RETRYABLE or self.code == "idempotency_in_flight",
-            "errors": [{"pointer": f.pointer, "code": f.code, "detail": f.detail} for f in self.fields[:100]],
+            "errors": [
+                {"pointer": f.pointer, "code": f.code, "detail": f.detail} for f in self.fields[:MAX_SHOWN]
+            ],
         }
         response = web.Response(
             body=dump(body).encode("utf-8", "backslashreplace"),
@@ -153,12 +158,18 @@ def describe_http(exc: web.HTTPException) -> Problem:
 
 def read_failures(exc: ValidationError) -> errors.InvalidInput:
     """Pydantic's findings with a JSON pointer each; values of the caller are not repeated."""
+    count = exc.error_count()
+    if count > MAX_FAILURES:  # pydantic makes all of them or none: 0.3 s of the loop for 60 000
+        raise errors.InvalidInput(f"The body has {count} wrong values.", code="invalid_input")
     found = []
-    for failure in exc.errors(include_url=False, include_context=False, include_input=False):
+    for failure in exc.errors(include_url=False, include_input=False)[:MAX_SHOWN]:
         pointer = "".join("/" + _escape(part) for part in _without_tag(failure["loc"]))
-        found.append(errors.FieldError(pointer, failure["type"], failure["msg"]))
+        detail = failure["msg"]
+        if failure["type"] == "union_tag_invalid":  # it quotes the caller
+            detail = "{discriminator} should be one of {expected_tags}".format_map(failure["ctx"])
+        found.append(errors.FieldError(pointer, failure["type"], detail))
     first = found[0]
-    more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
+    more = f" ({count - 1} more)" if count > 1 else ""
     return errors.InvalidInput(
         f"{first.pointer or 'The body'}: {first.detail}.{more}", code="invalid_input", errors=found
     )

@@ -143,11 +143,11 @@ async def test_user_cannot_create_for_another_or_ping(api: Api) -> None:
 
 async def test_problem_repeats_nothing_that_was_sent(api: Api) -> None:
     secret = "sk-verysecretvalue"
-    status, problem, _ = await api.call(
-        "POST",
-        "/v1/jobs",
-        json={"kind": "image", "input": {"product": {"title": 5}, secret[:0] + "photo": secret}},
-    )
+    for body in (
+        {"kind": "image", "input": {"product": {"title": 5}, "photo": secret}},
+        {"kind": secret, "input": {}},
+    ):
+        status, problem, _ = await api.call("POST", "/v1/jobs", json=body)
 
-    assert 422 == status
-    assert not re.search(secret, str(problem))
+        assert 422 == status
+        assert not re.search(secret, str(problem))

@@ -80,8 +80,14 @@ async def test_bytes_that_are_no_safe_json_are_a_400(api: Api) -> None:
         b"[" * 33 + b'"' + b'\\"' * 500_000,
         b"{" + b"".join(b'"%06d":0,' % n for n in range(90_000)) + b'"089999":0}',
         b'{"kind":"ping","input":{"echo":[' + b",".join([b"[]"] * 60_000) + b"]}}",
+        b'{"kind":"ping","input":{},"tags":[' + b",".join([b"1"] * 500_000) + b"]}",
     ],
-    ids=["a string without end", "one key twice, the last of many", "nothing but lists"],
+    ids=[
+        "a string without end",
+        "one key twice, the last of many",
+        "nothing but lists",
+        "half a million tags",
+    ],
 )
 async def test_a_hostile_body_is_refused_at_once(api: Api, body: bytes) -> None:
     """Reading it again for each of its quotes or keys would hold the loop, and every lease, for minutes."""
@@ -91,6 +97,15 @@ async def test_a_hostile_body_is_refused_at_once(api: Api, body: bytes) -> None:
         )
 
     assert (400, "malformed_body") == (status, problem["code"])
+
+
+async def test_thousands_of_wrong_fields_are_counted_not_listed(api: Api) -> None:
+    wrong = {f"wrong{n}": 1 for n in range(20_000)}
+
+    status, problem, _ = await api.call("POST", "/v1/jobs", json={"kind": "ping", "input": {}} | wrong)
+
+    assert (422, "invalid_input", []) == (status, problem["code"], problem["errors"])
+    assert "20000" in problem["detail"]
 
 
 async def test_only_json_is_taken(api: Api) -> None:
