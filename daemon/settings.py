@@ -115,7 +115,9 @@ class Http(Group):
     header_timeout_s: Seconds = Field(10, description="Time for a request's headers to arrive.")
     body_timeout_s: Seconds = Field(30, description="Time for a request's body to arrive.")
     keepalive_s: Seconds = Field(75, description="How long an idle connection is kept.")
-    max_streams: Count = Field(3500, description="Open event streams in one process.")
+    max_streams: Count = Field(
+        3500, description="Open event streams in one process; a tenth of them for one user."
+    )
     trusted_proxies: Networks = Field((), description="Networks whose X-Forwarded-For is believed.")
     cors_origins: Names = Field((), description="Origins of browser apps that may call the API.")
     allowed_hosts: Names = Field((), description="Host names the API answers to; empty allows all.")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -37,6 +38,8 @@ SEND_TIMEOUT_S = 20.0
 RETRY_MS = 2000
 RECHECK_S = 25.0
 """A key's check is remembered for 30 s (tokens.py): together a revocation ends a stream within 60 s."""
+USERS_PART = 10
+"""One user may hold this part (1/10) of all streams, so that nobody keeps the others from theirs."""
 _LIGHT = tuple(name for name in FIELDS if name not in ("input", "result", "metadata"))
 _STEADY = ("state", "cancel_requested", "attempt", "run_at", "error", "result", "cost")
 _SLACK = timedelta(seconds=60)  # clocks of several daemons differ
@@ -51,7 +54,7 @@ class Events:
         self._deps = deps
         self._views = deps.views
         self._feed = feed
-        self._open = 0
+        self._open: Counter[str] = Counter()
 
     async def follow_job(self, request: web.Request) -> web.StreamResponse:
         principal = request[PRINCIPAL]
@@ -155,18 +158,21 @@ class Events:
 
     def _stream(self, request: web.Request) -> _Counted:
         limit = self._deps.settings.http.max_streams
-        if self._open >= limit:
-            raise TooManyRequests(
-                f"{limit} event streams are open already.",
-                code="too_many_streams",
-                data={"retry_after_s": 10},
-            )
-        return _Counted(self, request)
+        principal = request[PRINCIPAL]
+        whose = principal.user_id or principal.id  # a token about the service's own things is its own caller
+        one_user = max(1, limit // USERS_PART)
+        if principal.kind != "service" and self._open[whose] >= one_user:
+            raise _too_many(f"This caller has {one_user} event streams open already.")
+        if self._open.total() >= limit:
+            raise _too_many(f"{limit} event streams are open already.")
+        return _Counted(self, request, whose)
 
-    def count(self, change: int) -> None:
-        """Note that a stream was opened or closed."""
-        self._open += change
-        metrics.STREAMS.set(self._open)
+    def count(self, whose: str, change: int) -> None:
+        """Note that a stream of this caller was opened or closed."""
+        self._open[whose] += change
+        if not self._open[whose]:
+            del self._open[whose]
+        metrics.STREAMS.set(self._open.total())
 
     def _read_since(self, after: int | None) -> datetime | None:
         if after is None:
@@ -181,8 +187,9 @@ class Events:
 class _Counted:
     """`async with` around one event stream: counted, and cut when its reader does not read."""
 
-    def __init__(self, events: Events, request: web.Request) -> None:
+    def __init__(self, events: Events, request: web.Request, whose: str) -> None:
         self._events = events
+        self._whose = whose
         self._request = request
         self._context = sse_response(
             request,
@@ -193,22 +200,26 @@ class _Counted:
         )
 
     async def __aenter__(self) -> EventSourceResponse:
-        self._events.count(1)
+        self._events.count(self._whose, 1)
         try:
             return await self._context.__aenter__()
         except BaseException:
-            self._events.count(-1)
+            self._events.count(self._whose, -1)
             raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: object
     ) -> bool:
-        self._events.count(-1)
+        self._events.count(self._whose, -1)
         await self._context.__aexit__(None, None, None)
         if isinstance(exc, TimeoutError):
             log.warning("http.stream_cut", path=self._request.path, why="the reader does not read", waiting=0)
             return True
         return isinstance(exc, ConnectionError)
+
+
+def _too_many(message: str) -> TooManyRequests:
+    return TooManyRequests(message, code="too_many_streams", data={"retry_after_s": 10})
 
 
 def _position(request: web.Request, after: str | None) -> int | None:

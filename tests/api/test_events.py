@@ -373,6 +373,29 @@ async def test_streams_beyond_the_limit_are_refused(configured: Any) -> None:
     assert (429, "too_many_streams") == (status, problem["code"])
 
 
+async def test_one_user_holds_a_tenth_of_the_streams_and_no_more(configured: Any) -> None:
+    async with configured(max_streams=20) as api:
+        of_ann = {"Authorization": "Bearer user:ann"}
+        api.keys.principals["ann-too"] = Principal(
+            "token", "token:1", "ann", frozenset({"read"}), ("user", "ann")
+        )
+        async with follow(api, "/v1/events", **of_ann) as one:
+            async with follow(api, "/v1/events", Authorization="Bearer ann-too") as other:
+                await one.next()
+                await other.next()
+                status, problem, _ = await api.call("GET", "/v1/events", user="ann")
+                async with follow(api, "/v1/events", Authorization="Bearer user:bob") as bobs:
+                    await bobs.next()
+
+            async def is_free() -> bool:
+                async with api.client.get(api.url + "/v1/events", headers=of_ann) as response:
+                    return 200 == response.status
+
+            assert await eventually(is_free, within_s=10)
+
+    assert (429, "too_many_streams") == (status, problem["code"])
+
+
 async def test_a_view_that_was_read_before_the_snapshot_is_not_told_after_it(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
