@@ -77,10 +77,13 @@ def routes(deps: ApiDeps, document: Callable[[], dict[str, Any]]) -> list[Route]
         page = PAGES.get(code)
         if page is None:
             raise no_such("page")
+        title = html.escape(page.title)
         text = (
-            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(page.title)}</title>'
-            f'<link rel="stylesheet" href="/static/style.css"><main><p><a href="/docs">listingd API</a></p>'
-            f"<h1>{html.escape(page.title)}</h1><p><code>{code}</code></p><p>{html.escape(page.advice)}</p></main></html>"
+            '<!doctype html><html lang="en"><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
+            '<link rel="icon" href="data:,"><link rel="stylesheet" href="/static/style.css">'
+            f'<main><p><a href="/docs">listingd API</a></p><h1>{title}</h1>'
+            f"<p><code>{code}</code></p><p>{html.escape(page.advice)}</p></main></html>"
         )
         return _page(text.encode(), "text/html")
 

@@ -22,7 +22,10 @@ function nameOf(schema) {
   if (schema.enum) return schema.enum.map((value) => JSON.stringify(value)).join(" | ");
   const either = schema.anyOf || schema.oneOf;
   if (either) return either.map(nameOf).join(" | ");
-  if (schema.type === "array") return nameOf(schema.items || {}) + "[]";
+  if (schema.type === "array") {
+    const item = nameOf(schema.items || {});
+    return (item.includes(" | ") ? "(" + item + ")" : item) + "[]";
+  }
   return (schema.type || "any") + (schema.format ? " (" + schema.format + ")" : "");
 }
 

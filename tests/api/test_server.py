@@ -314,6 +314,11 @@ async def test_pages_use_no_foreign_host(api: Api) -> None:
         assert 200 == status, path
         assert not re.search(rb"https?://", body), path
         assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+        if response.content_type == "text/html":
+            assert b'name="viewport"' in body, f"{path} is tiny on a phone"
+            assert b'rel="icon"' in body, (
+                f"{path} makes browsers ask for /favicon.ico, a 404 in every console"
+            )
     for path in ("/static/secret", "/static/..%2f..%2fhttp.py", "/problems/none"):
         assert 404 == (await api.call("GET", path))[0], path
 
