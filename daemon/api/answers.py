@@ -11,7 +11,7 @@ from aiohttp import web
 from daemon.views import dump
 
 MAX_WAIT_S = 60
-_WAIT = re.compile(r"(?:^|[,;])\s*wait=(\d{1,6})\s*(?:$|[,;])", re.IGNORECASE)
+_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*(\"?)(\d{1,6})\1\s*(?:$|[,;])", re.IGNORECASE)
 
 
 def json_answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -45,4 +45,4 @@ def read_wait_s(request: web.Request) -> int:
     if given is None:
         return 0
     found = _WAIT.search(",".join(request.headers.getall("Prefer")))
-    return min(int(found[1]), MAX_WAIT_S) if found else 0
+    return min(int(found[2]), MAX_WAIT_S) if found else 0

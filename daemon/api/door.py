@@ -10,7 +10,7 @@ import functools
 import ipaddress
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from os import urandom
 
@@ -28,14 +28,14 @@ from daemon.errors import ListingdError, TooManyRequests, Unavailable
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SLOW_S = 1.0
 _EXPOSED = (
-    "ETag, Idempotency-Replayed, Link, Location, Preference-Applied, RateLimit, RateLimit-Policy, Retry-After, "
-    "Server-Timing, X-Request-Id"
+    "Content-Disposition, ETag, Idempotency-Replayed, Link, Location, Preference-Applied, RateLimit, "
+    "RateLimit-Policy, Retry-After, Server-Timing, X-Request-Id"
 )
 _ALLOWED = (
     "Authorization, Content-Type, Idempotency-Key, If-None-Match, Last-Event-ID, Prefer, Range, X-Request-Id"
 )
 _PREFLIGHT = {
-    "Access-Control-Allow-Methods": "GET, POST, PATCH, DELETE",
+    "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE",
     "Access-Control-Allow-Headers": _ALLOWED,
     "Access-Control-Max-Age": "7200",
 }
@@ -157,7 +157,7 @@ class Door:
                 headers["RateLimit"] = visit.rate_limit
                 headers["RateLimit-Policy"] = self._limit.policy
         if self._origins:
-            headers["Vary"] = "Origin, Accept-Encoding"
+            _vary(headers, "Origin", "Accept-Encoding")
             origin = request.headers.get("Origin")
             if origin in self._origins:
                 headers["Access-Control-Allow-Origin"] = origin
@@ -179,7 +179,7 @@ class Door:
             and _takes_gzip(request.headers.get("Accept-Encoding", ""))
         ):
             response.enable_compression(web.ContentCoding.gzip)
-            response.headers["Vary"] = "Accept-Encoding"
+            _vary(response.headers, "Accept-Encoding")
 
     def _see_through_proxy(self, request: web.Request) -> web.Request:
         """The request with the client's own address, when our proxy says it.
@@ -226,6 +226,12 @@ class Door:
                 duration_s=round(duration_s, 4), principal=principal.id if principal else None,
                 remote=request.remote, request_id=visit.id,
             )  # fmt: skip
+
+
+def _vary(headers: MutableMapping[str, str], *names: str) -> None:
+    """Add to what the answer was chosen by."""
+    given = [name for name in headers.get("Vary", "").split(", ") if name]
+    headers["Vary"] = ", ".join(dict.fromkeys((*given, *names)))
 
 
 def _expects_what_we_do(request: web.Request) -> bool:

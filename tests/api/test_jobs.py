@@ -123,6 +123,12 @@ async def test_only_json_is_taken(api: Api) -> None:
         assert (415, "unsupported_media") == (status, problem["code"])
 
 
+async def test_a_charsets_name_has_no_case(api: Api) -> None:
+    headers = {"Content-Type": "application/json; charset=Utf-8"}
+
+    assert 201 == (await api.call("POST", "/v1/jobs", data=b'{"kind":"ping","input":{}}', headers=headers))[0]
+
+
 async def test_large_body_is_refused_by_its_declared_size(api: Api) -> None:
     status, problem, _ = await api.call(
         "POST",
@@ -314,9 +320,10 @@ async def test_create_that_waits_gets_the_result(api: Api) -> None:
     assert f"/v1/jobs/{job['id']}" == response.headers["Location"]
 
 
-async def test_create_whose_wait_is_over_is_a_202(api: Api) -> None:
+@pytest.mark.parametrize("prefer", ["respond-async, wait=1", 'wait = "1"; soon'])
+async def test_create_whose_wait_is_over_is_a_202(api: Api, prefer: str) -> None:
     status, job, response = await api.call(
-        "POST", "/v1/jobs", json={"kind": "ping", "input": {}}, headers={"Prefer": "respond-async, wait=1"}
+        "POST", "/v1/jobs", json={"kind": "ping", "input": {}}, headers={"Prefer": prefer}
     )
 
     assert (202, "pending", "wait=1") == (status, job["state"], response.headers["Preference-Applied"])

@@ -13,7 +13,7 @@ import pytest
 
 from daemon.api.problem_pages import PAGES
 from daemon.errors import Misconfigured
-from daemon.http import serve
+from daemon.http import ROUTES, serve
 from daemon.settings import Http
 from tests.api.application import IMAGE_JOB, SERVICE_KEY, Api
 from tests.support import eventually
@@ -178,8 +178,12 @@ async def test_cors_is_for_listed_origins(configured: Any) -> None:
             "OPTIONS", "/v1/jobs", headers=ask | {"Origin": "https://evil.example.com"}
         )
         _, _, foreign = await api.call("GET", "/v1/jobs", headers={"Origin": "https://evil.example.com"})
+        _, _, chosen = await api.call("GET", "/v1/usage", headers={"Origin": "https://app.example.com"})
+        methods = {route.method for route in api.app[ROUTES]}
 
     assert 204 == status
+    assert methods == set(preflight.headers["Access-Control-Allow-Methods"].split(", "))
+    assert "Accept, Origin, Accept-Encoding" == chosen.headers["Vary"]
     assert "Idempotency-Key" in preflight.headers["Access-Control-Allow-Headers"]
     assert "https://app.example.com" == own.headers["Access-Control-Allow-Origin"]
     assert "Origin" in own.headers["Vary"]
