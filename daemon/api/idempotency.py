@@ -33,6 +33,7 @@ from daemon.db import Database
 from daemon.errors import Conflict, InvalidInput
 from daemon.later import later
 from daemon.settings import Http
+from daemon.shield import settle
 
 if TYPE_CHECKING:
     from cryptography import exceptions
@@ -114,6 +115,12 @@ class Idempotency:
             )  # fmt: skip
         if not row["taken"]:
             return _replay(row["response"], seal)
+        # A caller that hangs up comes back with the same key: what was begun for it is finished and kept.
+        return await settle(self._run_and_keep(request, call, principal, key, seal))
+
+    async def _run_and_keep(
+        self, request: web.Request, call: Handle, principal: str, key: str, seal: _Seal | None
+    ) -> web.Response:
         return await self._keep(await self._run(request, call, principal, key), principal, key, seal)
 
     async def _run(self, request: web.Request, call: Handle, principal: str, key: str) -> web.Response:

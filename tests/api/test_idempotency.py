@@ -9,7 +9,11 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
+from daemon.api.idempotency import Idempotency
+from daemon.api.principal import PRINCIPAL, Principal
 from daemon.db import Database
 from daemon.housekeeping import DAY_S
 from daemon.settings import Settings
@@ -118,6 +122,30 @@ async def test_a_key_taken_by_two_calls_at_once_goes_to_one_of_them(api: Operate
     }
     assert expected[first_call] == told
     assert 1 == len((await api.call("GET", "/v1/webhooks"))[1]["data"])
+
+
+async def test_a_caller_that_hangs_up_and_comes_back_gets_the_answer_of_the_first_call(db: Database) -> None:
+    idempotency = Idempotency(db)
+    request = make_mocked_request("POST", "/v1/webhooks", headers=_key())
+    request[PRINCIPAL] = Principal("service", "key:test")
+    begun, go_on, made = asyncio.Event(), asyncio.Event(), []
+
+    async def call(_: web.Request) -> web.Response:
+        made.append(1)
+        begun.set()
+        await go_on.wait()
+        return web.json_response({"number": len(made)}, status=201)
+
+    first = asyncio.create_task(idempotency.once(request, call, content=""))
+    await begun.wait()
+    first.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    second = await idempotency.once(request, call, content="")
+
+    assert isinstance(second, web.Response)
+    assert ("true", b'{"number": 1}') == (second.headers["Idempotency-Replayed"], second.body)
 
 
 async def test_refused_call_leaves_its_key_free(api: Operated) -> None:
