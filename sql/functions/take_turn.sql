@@ -49,7 +49,10 @@ begin
         closed_why := l.pause_why;
     elsif l.paused_until is not null and l.probe_until > t and exists (
         select from listingd.workers as w
-        where w.id = l.probe_worker and w.stopped_at is null and w.lease_until > t
+        where
+            w.id = l.probe_worker and w.stopped_at is null and w.lease_until > t
+            -- Who holds none and asks has lost the probe with its connection: nobody else would end it.
+            and not (w.id = by_worker and holds = 0)
     ) then
         closed_s := 5;
         closed_code := l.pause_code;

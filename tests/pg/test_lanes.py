@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -306,6 +307,32 @@ async def test_a_probe_whose_job_is_cancelled_before_it_hears_of_it_is_given_bac
 
     assert asking.cancelled()
     assert ((await read_lane(daemon)).is_probing, lane.in_flight) == (False, 0)
+    await use(daemon)
+    assert not (await read_lane(daemon)).is_paused
+
+
+@pytest.mark.parametrize("lost", ["take_turn", "end_turn"])
+async def test_a_probe_that_was_lost_with_the_connection_is_replaced(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Nobody knows of it here, so nobody would end it: the lane would stay closed for ten minutes."""
+    await fail(daemon, error(Fate.BUDGET))
+    await set_lane(daemon, "paused_until = now() - interval '1 s'")
+    fetchrow = daemon.db.fetchrow
+
+    async def break_off(name: str, *arguments: Any) -> Any:
+        if name == lost == "end_turn":
+            raise Unavailable("The connection was lost.")
+        row = await fetchrow(name, *arguments)
+        if name == lost and row["granted"]:
+            raise Unavailable("The connection was lost.")
+        return row
+
+    with monkeypatch.context() as patch, suppress(Unavailable):
+        patch.setattr(daemon.db, "fetchrow", break_off)
+        await use(daemon)
+
+    assert (await read_lane(daemon)).is_probing
     await use(daemon)
     assert not (await read_lane(daemon)).is_paused
 
