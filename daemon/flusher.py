@@ -105,6 +105,7 @@ class Flusher:
         self._wanted = asyncio.Event()
         self._landed = asyncio.Event()
         self._lowering = asyncio.Lock()
+        self._is_reserving = False  # places in limited kinds, whose limits may go meanwhile
 
     # -- what the pool tells ------------------------------------------------------------------------------
 
@@ -191,8 +192,8 @@ class Flusher:
             self._landed.set()
 
     def _is_second_worth_it(self) -> bool:
-        if self.places.is_needed():  # refused places are put back to the take before: one at a time
-            return False
+        if self._is_reserving or self.places.is_needed():
+            return False  # refused places are put back to the take before: one at a time
         return max(len(self._ended), min(self._pool.claimable(), self._scheduler.ready)) >= SMALL_FLUSH
 
     async def _fly(self, connection: database.Connection, ends: list[End]) -> bool:
@@ -215,8 +216,13 @@ class Flusher:
         freed = self.places.pick((end.fence, job.kind) for end, job, _ in ends) if limited else []
         try:
             if claims and limited:
-                asked = claims
-                claims, owners, taken = await self.places.reserve(connection, worker, claims, owners, freed)
+                asked, self._is_reserving = claims, True
+                try:
+                    claims, owners, taken = await self.places.reserve(
+                        connection, worker, claims, owners, freed
+                    )
+                finally:
+                    self._is_reserving = False
                 self._claim_no_more(set(asked).difference(claims))
                 self._doubt(taken)
                 if not ends and not claims:

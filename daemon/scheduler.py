@@ -495,7 +495,7 @@ class Scheduler:
             queue, user = self.kinds[kind], self.users[user_id]
             queue.running -= 1
             queue.ready += 1
-            queue.is_full = True
+            queue.is_full = queue.is_shared  # the limit may be gone meanwhile
             user.running -= 1
             user.size += 1
             user.turn -= 1.0 / user.weight

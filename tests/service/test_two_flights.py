@@ -183,3 +183,37 @@ async def test_two_flights_that_lower_the_fence_of_rescue_leave_it_at_the_lower_
 
     first: int = await service.db.pool.fetchval("select min(fence) from listingd.job_states")
     assert await service.db.pool.fetchval("select min(low_fence) from listingd.workers") <= first
+
+
+async def test_a_limit_that_goes_while_its_places_are_asked_for_leaves_the_books_right(
+    service: Service, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second flight that took jobs meanwhile would leave nothing to put the refused ones back from."""
+    db, ping = service.db, service.scheduler.kinds["ping"]
+    await db.fetchrow("set_queue", "ping", None, "", True, 1)
+    await service.steering.apply()
+    other = await db.fetchval("start_worker", "other", 60.0, ["ping"], 1, "{}")
+    held: int = await db.pool.fetchval(
+        "insert into listingd.job_states (id, kind, user_id, state, attempt, worker, started_at) "
+        "values (listingd.new_id(), 'ping', '', 'processing', 1, $1, now()) returning fence", other
+    )  # fmt: skip
+    await db.fetch("hold_places", other, [held])
+    asked = f"with asked as materialized ({db.sql['reserve_places']})"
+    patience = "select set_config('lock_timeout', '10s', true), count(*) from asked"
+    gate = f"gate as materialized (select pg_advisory_xact_lock(1) from ({patience}) as p)"
+    sql = {**db.sql, "reserve_places": f"{asked}, {gate} select asked.* from asked, gate"}
+    monkeypatch.setattr(db, "sql", sql)
+    keeper = await asyncpg.connect(database)
+    await keeper.execute("select pg_advisory_lock(1)")
+    await _enqueue(service, 1)
+    waits = "select true from pg_locks where locktype = 'advisory' and objid = 1 and not granted"
+    await eventually(lambda: db.pool.fetchval(waits))
+
+    await db.fetchrow("set_queue", "ping", None, "", True, None)
+    await service.steering.apply()
+    await _enqueue(service, SMALL_FLUSH + 1)
+    await eventually(lambda: ping.ready > SMALL_FLUSH or ping.running > SMALL_FLUSH)
+    await keeper.close()
+
+    await eventually(lambda: _are_completed(service, SMALL_FLUSH + 2))
+    assert (0, 0) == (ping.running, ping.ready)
