@@ -124,12 +124,12 @@ class HttpCutout:
         try:
             async with asyncio.timeout(min(timeout_s, self._timeout_s)):
                 reply = await self._post(sent)
-                self._names.clear()
-                self._check(reply)
-                usage = self._price(reply)
-                png = await asyncio.to_thread(self._read, reply, sent.pixels, usage)
         except TimeoutError as exc:
             raise fates.problem(self.name, self._lost, "provider_timed_out") from exc
+        self._names.clear()
+        self._check(reply)
+        usage = self._price(reply)
+        png = await asyncio.to_thread(self._read, reply, sent.pixels, usage)  # paid for: it may take its time
         return CutoutAnswer(
             png=png,
             usage=usage,

@@ -114,11 +114,12 @@ class OpenAIImages:
         timeout_s = min(timeout_s, own_s)
         try:
             async with asyncio.timeout(timeout_s):
-                answer = await self._paint(client, request, timeout_s, on_partial)
+                raw, streamed = await self._call(client, request, on_partial)
         except TimeoutError as exc:
             raise fates.problem(_NAME, Fate.AMBIGUOUS, "provider_timed_out") from exc
         self._names.clear()
-        return answer
+        # From here on it is paid for: however long a busy machine takes to read it, it is not thrown away.
+        return await self._read(raw, streamed, request, timeout_s)
 
     async def find_shutdown(self, *, timeout_s: float) -> ModelNotice | None:
         """The announced end of the configured model, or None; also None when the server cannot say."""
@@ -156,9 +157,10 @@ class OpenAIImages:
     def _wished(self, request: PaintRequest) -> tuple[str, str]:
         return request.model or self._model, request.quality or self._quality
 
-    async def _paint(
-        self, client: AsyncOpenAI, request: PaintRequest, timeout_s: float, on_partial: PartialImage | None
-    ) -> PaintAnswer:
+    async def _call(
+        self, client: AsyncOpenAI, request: PaintRequest, on_partial: PartialImage | None
+    ) -> tuple[Any, _Body | None]:
+        """The SDK's whole answer; of a stream its picture besides."""
         import openai
 
         model, quality = self._wished(request)
@@ -174,28 +176,37 @@ class OpenAIImages:
                 raw = await client.images.with_raw_response.generate(**fields)
             else:
                 raw = await client.images.with_raw_response.edit(image=images, **fields)
-            request_id = raw.request_id
-            if streams and on_partial is not None:
-                body = await _read_stream(raw.parse(), on_partial)
-            else:
-                body = await asyncio.to_thread(_read_body, raw.content)
+            if not streams or on_partial is None:
+                return raw, None
+            if (body := await _read_stream(raw.parse(), on_partial)) is None:
+                raise _unreadable(raw)
+            return raw, body
         except openai.APIError as exc:
             raise self._translate(exc) from exc
         except TooLarge as exc:
             raise fates.problem(_NAME, Fate.AMBIGUOUS, "answer_too_large") from exc
+
+    async def _read(
+        self, raw: Any, streamed: _Body | None, request: PaintRequest, timeout_s: float
+    ) -> PaintAnswer:
+        """What an answer holds, priced and checked. timeout_s: to fetch the picture where a URL leads to it."""
+        body = streamed or await asyncio.to_thread(_read_body, raw.content)
         if body is None:
-            raise fates.problem(_NAME, Fate.RETRY, "answer_unreadable", status=200, request_id=request_id)
+            raise _unreadable(raw)
+        model = self._wished(request)[0]
+        shape = openai_shapes.shape_of(model)
         usage = self._price(body.usage, request)
         paid = {"cost_usd": str(usage.cost_usd), "usage": dict(usage.units)}
         data = await self._fetch(body, timeout_s, paid)
-        image = await asyncio.to_thread(_finish, data, request, fields["size"], shape, paid)
+        size = openai_shapes.fit_size(model, request.width_px, request.height_px)
+        image = await asyncio.to_thread(_finish, data, request, size, shape, paid)
         return PaintAnswer(
             image=image,
             usage=usage,
             model=model,
             generated=True,
             derived=_DERIVED[shape].format(model=model),
-            request_id=request_id,
+            request_id=raw.request_id,
             rate=read_rate(raw.headers),
         )
 
@@ -261,11 +272,16 @@ def _pictures_for(request: PaintRequest, shape: Shape) -> Any:
     return files
 
 
-def _finish(data: bytes, request: PaintRequest, size: str, shape: Shape, paid: Mapping[str, Any]) -> bytes:
+def _unreadable(raw: Any) -> ProviderError:
+    return fates.problem(_NAME, Fate.RETRY, "answer_unreadable", status=200, request_id=raw.request_id)
+
+
+def _finish(
+    data: bytes, request: PaintRequest, size: tuple[int, int], shape: Shape, paid: Mapping[str, Any]
+) -> bytes:
     """The checked picture, with the product set into it where the model painted surroundings only."""
     picture = read_picture(data, provider=_NAME, paid=paid, fate=Fate.AMBIGUOUS)
-    width, height = (int(side) for side in size.split("x"))
-    check_ratio(picture, width, height, provider=_NAME, paid=paid, fate=Fate.AMBIGUOUS)
+    check_ratio(picture, *size, provider=_NAME, paid=paid, fate=Fate.AMBIGUOUS)
     if shape is not Shape.SCENE:
         return data
     product = codec.decode(request.cutout_png)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from daemon.errors import Fate, ProviderError
-from daemon.imaging import codec
+from daemon.imaging import codec, cutout
 from daemon.providers.cutout_http import HttpCutout
 from tests.protocol_servers import Fault, RembgServer, RemoveBgServer, WithoutBgServer
 from tests.protocol_servers.pictures import encode_png
@@ -264,6 +265,23 @@ async def test_lost_answer_of_a_paid_service_is_ambiguous(
     assert (Fate.AMBIGUOUS, "provider_hung_up") == (caught.value.fate, caught.value.code)
     assert 1 == len(server.journal.calls)
     assert Decimal("0.20") == server.journal.billed_usd
+
+
+async def test_a_paid_answer_that_a_busy_machine_reads_slowly_is_not_thrown_away(
+    open_provider: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline is the provider's: what has come in time is paid for."""
+    judge_mask = cutout.judge_mask
+
+    def judge_late(answer: Any) -> Any:
+        time.sleep(2)
+        return judge_mask(answer)
+
+    monkeypatch.setattr(cutout, "judge_mask", judge_late)
+
+    answer = await open_provider().cut_out(product_photo(), timeout_s=2)
+
+    assert Decimal("0.20") == answer.usage.cost_usd
 
 
 async def test_a_photo_with_broken_pixels_is_rejected_before_anything_is_sent(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import time
 from collections.abc import AsyncIterator, Callable
 from datetime import date
 from decimal import Decimal
@@ -203,6 +204,23 @@ async def test_silent_server_ends_at_the_deadline(server: OpenAIServer, open_pro
 
     assert (Fate.AMBIGUOUS, "provider_timed_out") == (caught.value.fate, caught.value.code)
     assert len(server.journal.calls) == 1
+
+
+async def test_a_paid_answer_that_a_busy_machine_reads_slowly_is_not_thrown_away(
+    open_provider: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline is the provider's: what has come in time is paid for."""
+    decode = codec.decode
+
+    def decode_late(data: bytes) -> Any:
+        time.sleep(2)
+        return decode(data)
+
+    monkeypatch.setattr(codec, "decode", decode_late)
+
+    answer = await open_provider().paint(paint_request(), timeout_s=2)
+
+    assert answer.usage.cost_usd > 0
 
 
 async def test_cancelled_call_ends_at_once(server: OpenAIServer, open_provider: Open) -> None:
