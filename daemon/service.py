@@ -381,24 +381,39 @@ def calm_collector() -> None:
 
 
 async def serve(settings: Settings, *, leave: Callable[[], None] | None = None) -> None:
-    """Run until a signal of _STOPS; a second one ends the soft wait at once.
+    """Run until a signal of _STOPS; a second one ends the soft wait at once. One that comes during the start ends that:
+    what was begun is ended in order, or an embedded Postgres would be left behind.
 
     leave: called when all is handed back but a handler swallows its cancellation and will never end.
     """
-    loop = asyncio.get_running_loop()
+    loop, this = asyncio.get_running_loop(), asyncio.current_task()
+    assert this is not None
     stop = asyncio.Event()
-    async with run_service(settings) as service:
-        service.leave = leave
-        calm_collector()
+
+    def break_off() -> None:
+        if not stop.is_set():
+            stop.set()
+            this.cancel()
+
+    def react(how: Callable[[], object]) -> None:
         for number in _STOPS:
-            loop.add_signal_handler(number, stop.set)
-        sdnotify.ready(f"serving {service.url}")
-        interval_s = sdnotify.watchdog_interval_s()
-        while not stop.is_set():
-            try:
-                async with asyncio.timeout(interval_s):
-                    await stop.wait()
-            except TimeoutError:
-                sdnotify.notify("WATCHDOG=1")
-        for number in _STOPS:
-            loop.add_signal_handler(number, service.workers.hurry)
+            loop.add_signal_handler(number, how)
+
+    react(break_off)
+    try:
+        async with run_service(settings) as service:
+            service.leave = leave
+            calm_collector()
+            react(stop.set)
+            sdnotify.ready(f"serving {service.url}")
+            interval_s = sdnotify.watchdog_interval_s()
+            while not stop.is_set():
+                try:
+                    async with asyncio.timeout(interval_s):
+                        await stop.wait()
+                except TimeoutError:
+                    sdnotify.notify("WATCHDOG=1")
+            react(service.workers.hurry)
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise

@@ -8,9 +8,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from running import environment, finish, start
 
+from daemon.embedded import PostgresServer
 from tests.fleet import Daemon
+from tests.support import eventually
 
 
 async def test_a_closed_terminal_stops_it_in_good_order(daemon: Callable[..., Daemon]):
@@ -21,6 +24,22 @@ async def test_a_closed_terminal_stops_it_in_good_order(daemon: Callable[..., Da
 
     assert 0 == await one.wait(20)
     assert one.find("service.stopped")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_stop_during_the_start_leaves_no_postgres_behind(tmp_path: Path, number: signal.Signals):
+    state = tmp_path / "state"
+    process = await start(
+        "serve", "--port", "0", env=environment(LISTINGD_STATE_DIR=str(state)), cwd=tmp_path
+    )
+    await eventually((state / "postgres.new").exists, within_s=30)
+
+    process.send_signal(number)
+
+    ended = await finish(process)
+    assert (0, "") == (ended.code, ended.err)
+    assert PostgresServer(state / "postgres")._running_pid() is None
+    assert not (state / "postgres.new").exists(), "what makes it would still be at work"
 
 
 async def test_a_server_for_others_without_a_key_is_refused_before_anything_is_made(tmp_path: Path):
