@@ -12,8 +12,9 @@ priority. So a job of priority p is overtaken only by jobs that became ready les
 (p' - p) * priority_step_s after it: ageing with a proven bound, and a score never changes.
 
 Turns: each user has a virtual time that grows by 1/weight with every job started; the smallest goes first.
-A user who comes back from idling starts at the current virtual time: no credit is saved up. So a user with
-one job waits for at most one turn of the others, whoever has ten thousand.
+A user who comes back from idling, or could not run for a while, goes on at the current virtual time: no credit is
+saved up. Nor is debt for what was started while nobody waited, beyond what of it still runs. So a user with one job
+waits for at most one turn of the others, whoever has ten thousand.
 """
 
 from __future__ import annotations
@@ -381,7 +382,7 @@ class Scheduler:
             user.size -= 1
             user.running += 1
             self._turn = max(self._turn, user.turn)
-            user.turn += 1.0 / user.weight
+            user.turn = self._turn + 1.0 / user.weight
             self._serial += 1
             heapq.heapreplace(turns, (user.turn, self._serial, user))
             left -= 1
@@ -420,8 +421,9 @@ class Scheduler:
             waits_s.append(now - ready_at)
         user.size -= taken
         user.running += taken
-        self._turn = max(self._turn, user.turn + (taken - 1) / user.weight)
-        user.turn += taken / user.weight
+        began = max(self._turn, user.turn)  # no credit for the time in which they could not run
+        self._turn = began + (taken - 1) / user.weight
+        user.turn = began + taken / user.weight
         queue.ready -= taken
         queue.running += taken
 
@@ -472,8 +474,10 @@ class Scheduler:
         self.waits_s[kind].append(0.0)
 
     def _count_started(self, queue: KindQueue, user: UserQueue) -> None:
+        # It is not at anybody's cost, so what of theirs has ended is no debt.
+        turn = min(max(user.turn, self._turn), self._turn + user.running / user.weight)
+        user.turn = turn + 1.0 / user.weight
         user.running += 1
-        user.turn = max(user.turn, self._turn) + 1.0 / user.weight
         queue.running += 1
 
     def ended(self, kind: str, user_id: str) -> None:
@@ -512,12 +516,12 @@ class Scheduler:
             queue.is_full = False
 
     def _drop_idle(self, user: UserQueue) -> None:
-        """Forget a user without jobs, so that the table stays small. One that is ahead of the others is kept
+        """Forget a user without jobs, so that the table stays small. One that is ahead of others who wait is kept
         until they have caught up, and one that a kind's turns still name until it has come up there.
         """
         if user.running or user.size or user.spilled_from is not None:
             return
-        if user.turn > self._turn + 1.0 / user.weight:
+        if user.turn > self._turn + 1.0 / user.weight and self.ready:
             return
         if not any(user.user_id in queue.queued_users for queue in self.kinds.values()):
             self.users.pop(user.user_id, None)
@@ -537,12 +541,13 @@ class Scheduler:
     def configure_users(self, weights: dict[str, float], paused: frozenset[str]) -> None:
         """Weights (default 1) and the users on hold; users not named are as if new."""
         self._weights, self._paused_users = weights, paused
-        for user in self.users.values():
+        for user in list(self.users.values()):
             user.weight = weights.get(user.user_id, 1.0)
             resumed = user.paused and user.user_id not in paused
             user.paused = user.user_id in paused
             if resumed:
                 self._queue_again(user)
+            self._drop_idle(user)
 
     def _queue_again(self, user: UserQueue) -> None:
         """Give a user back their place in the turns of the kinds of which they have jobs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -87,6 +88,62 @@ def test_idling_saves_up_no_credit() -> None:
     taken = Counter("late" if fence > 1000 else "busy" for fence in scheduler.take(20))
 
     assert 10 == pytest.approx(taken["late"], abs=1)
+
+
+def test_jobs_that_ran_while_nobody_waited_are_no_debt() -> None:
+    """Of a day with two at once born into free slots, a user would wait for as many turns of the others."""
+    scheduler, _ = make()
+    scheduler.admit("ping", "steady")
+    for _ in range(1000):
+        assert scheduler.admit("ping", "steady")
+        scheduler.ended("ping", "steady")
+    for fence in range(1, 101):
+        scheduler.add(fence, "ping", "many", 0)
+
+    scheduler.add(1000, "ping", "steady", 0)
+
+    assert 1000 in scheduler.take(3), "after a turn of the others for what runs, and one for itself"
+
+
+def _hold_a_user(scheduler: Scheduler, held: bool) -> None:
+    scheduler.configure_users({}, frozenset({"blocked"} if held else ()))
+
+
+def _pause_a_kind(scheduler: Scheduler, paused: bool) -> None:
+    scheduler.configure_kind("image", limit=None, paused=paused)
+
+
+@pytest.mark.parametrize("block", [_hold_a_user, _pause_a_kind])
+def test_being_held_saves_up_no_credit(block: Callable[[Scheduler, bool], None]) -> None:
+    """Else the first who is let go has all the turns of a day, and everybody else has none."""
+    scheduler, _ = make()
+    for fence in range(1, 1001):
+        scheduler.add(fence, "image", "blocked", 0)
+    block(scheduler, True)
+    for fence in range(2001, 2201):
+        scheduler.add(fence, "ping", "busy", 0)
+    scheduler.take(100)
+
+    block(scheduler, False)
+
+    taken = Counter("busy" if fence > 2000 else "blocked" for fence in scheduler.take(20))
+    assert 10 == pytest.approx(taken["busy"], abs=1)
+
+
+def test_a_user_without_jobs_is_forgotten() -> None:
+    scheduler, _ = make()
+    scheduler.add(1, "ping", "many", 0)
+    for user in "abc":
+        for _ in range(3):
+            assert scheduler.admit("ping", user)
+        for _ in range(3):
+            scheduler.ended("ping", user)
+
+    assert [1] == scheduler.take(1)
+    scheduler.ended("ping", "many")
+    scheduler.configure_users({}, frozenset())
+
+    assert {"many"} >= scheduler.users.keys(), "named until the next turn"
 
 
 def test_priority_goes_first_but_only_for_its_head_start() -> None:
