@@ -56,6 +56,14 @@ def _is_long_enough(value: SecretStr) -> SecretStr:
     return value
 
 
+def _fits_a_header(value: SecretStr) -> SecretStr:
+    """Without the line's end that files of secrets have. What cannot be sent would fail each call after its intent."""
+    key = value.get_secret_value().strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ValueError("must be one line of ASCII characters")
+    return SecretStr(key)
+
+
 def _is_http_url(value: str) -> str:
     if not value.startswith(("http://", "https://")):
         raise ValueError("must begin with http:// or https://")
@@ -84,6 +92,7 @@ def default_state_dir() -> Path:
 
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+PerMinute = Annotated[float, Field(ge=0.0001, le=1_000_000)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Days = Annotated[int, Field(ge=1, le=36_500)]
 # A Decimal written back as JSON stays exact as text.
@@ -94,6 +103,7 @@ Networks = Annotated[
     tuple[Annotated[str, AfterValidator(_is_network)], ...], NoDecode, BeforeValidator(_split)
 ]
 Dsn = Annotated[SecretStr, AfterValidator(_is_postgres_dsn)]
+ApiKey = Annotated[SecretStr, AfterValidator(_fits_a_header)]
 LongSecret = Annotated[SecretStr, AfterValidator(_is_long_enough)]
 Counts = Annotated[dict[str, Count], NoDecode, BeforeValidator(_parse_map)]
 SecondsByKind = Annotated[dict[str, Seconds], NoDecode, BeforeValidator(_parse_map)]
@@ -188,12 +198,12 @@ class Storage(Group):
 
 
 class OpenAI(Group):
-    api_key: SecretStr | None = Field(None, description="Key; none leaves pictures to the offline painter.")
+    api_key: ApiKey | None = Field(None, description="Key; none leaves pictures to the offline painter.")
     base_url: HttpUrl = Field("https://api.openai.com/v1", description="OpenAI or a compatible server.")
     model: str = Field("gpt-image-2.6-sunburst", description="Image model for edits.")
     quality: str = Field("high", description="Quality asked for: low, medium, high, xhigh, max.")
-    images_per_minute: Annotated[float, Field(gt=0)] = Field(5, description="Your account's limit.")
-    requests_per_minute: Annotated[float, Field(gt=0)] = Field(500, description="Your account's limit.")
+    images_per_minute: PerMinute = Field(5, description="Your account's limit.")
+    requests_per_minute: PerMinute = Field(500, description="Your account's limit.")
     concurrency: Count = Field(8, description="Calls in flight, over all daemons.")
     timeout_s: Seconds = Field(240, description="Total time of a call at low or medium quality.")
     timeout_high_s: Seconds = Field(360, description="Total time of a call at high quality or above.")
@@ -209,11 +219,11 @@ class Cutout(Group):
     protocol: Literal["removebg", "rembg", "withoutbg", "offline"] | None = Field(
         None, description="Wire protocol; unset: `removebg` when a key or URL is set, else `offline`."
     )
-    api_key: SecretStr | None = Field(None, description="Key of the background-removal service.")
+    api_key: ApiKey | None = Field(None, description="Key of the background-removal service.")
     base_url: HttpUrl | None = Field(None, description="Its URL; unset: remove.bg's own.")
     timeout_s: Seconds = Field(60, description="Total time of a call.")
     concurrency: Count = Field(4, description="Calls in flight, over all daemons.")
-    requests_per_minute: Annotated[float, Field(gt=0)] = Field(
+    requests_per_minute: PerMinute = Field(
         500, description="Your account's limit, in megapixels per minute for remove.bg."
     )
     price_usd_per_credit: Usd = Field(Decimal("0.20"), description="USD per credit charged.")
@@ -226,7 +236,7 @@ class Cutout(Group):
 
 
 class Gemini(Group):
-    api_key: SecretStr | None = Field(None, description="Key; none leaves A+ texts to the rules.")
+    api_key: ApiKey | None = Field(None, description="Key; none leaves A+ texts to the rules.")
     base_url: HttpUrl = Field(
         "https://generativelanguage.googleapis.com", description="Gemini API or a compatible server."
     )
@@ -236,7 +246,7 @@ class Gemini(Group):
     )
     timeout_s: Seconds = Field(60, description="Total time of a call.")
     concurrency: Count = Field(8, description="Calls in flight, over all daemons.")
-    requests_per_minute: Annotated[float, Field(gt=0)] = Field(60, description="Your account's limit.")
+    requests_per_minute: PerMinute = Field(60, description="Your account's limit.")
     price_in_usd: Usd = Field(Decimal("0.75"), description="USD per million tokens in.")
     price_out_usd: Usd = Field(Decimal("3.75"), description="USD per million tokens out.")
 

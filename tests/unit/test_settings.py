@@ -58,6 +58,14 @@ def test_the_usual_names_of_provider_keys_are_read(alias: str, path: tuple[str, 
     assert "ours" == getattr(getattr(both, group), name).get_secret_value()
 
 
+def test_the_end_of_its_line_is_no_part_of_a_key() -> None:
+    """Files of secrets have it; in a header it would fail every call, booked as perhaps paid."""
+    settings = load_settings(environ={"OPENAI_API_KEY": "sk-abc\n"})
+
+    assert settings.openai.api_key is not None
+    assert "sk-abc" == settings.openai.api_key.get_secret_value()
+
+
 def test_an_empty_value_means_unset() -> None:
     settings = load_settings(environ={"LISTINGD_HTTP__PORT": "", "OPENAI_API_KEY": " ", "DATABASE_URL": ""})
 
@@ -76,6 +84,9 @@ def test_an_empty_value_means_unset() -> None:
         ({"LISTINGD_HTTP__PORT": "70000"}, "LISTINGD_HTTP__PORT: "),
         ({"LISTINGD_LEASE_S": "4"}, "LISTINGD_HEARTBEAT_S must be at most half of LISTINGD_LEASE_S"),
         ({"LISTINGD_SERVICE_KEY": "short"}, "LISTINGD_SERVICE_KEY: must have 32 characters or more"),
+        ({"OPENAI_API_KEY": "sk\N{EN DASH}abc"}, "LISTINGD_OPENAI__API_KEY: must be one line of ASCII"),
+        ({"LISTINGD_GEMINI__API_KEY": "a\nb"}, "LISTINGD_GEMINI__API_KEY: must be one line of ASCII"),
+        ({"LISTINGD_OPENAI__REQUESTS_PER_MINUTE": "inf"}, "LISTINGD_OPENAI__REQUESTS_PER_MINUTE: "),
         ({"LISTINGD_DATABASE_URL": "mysql://x"}, "LISTINGD_DATABASE_URL: must begin with postgresql://"),
         ({"LISTINGD_STORAGE_URL": "ftp://x"}, "LISTINGD_STORAGE_URL must begin with"),
         ({"LISTINGD_QUEUE__KIND_LIMITS": "{"}, "LISTINGD_QUEUE__KIND_LIMITS: must be a JSON object"),
