@@ -73,9 +73,8 @@ def classify_transport(exc: BaseException, names: NameFailures) -> tuple[Fate, s
     chain = list(causes(exc))
     if any(isinstance(link, socket.gaierror) for link in chain):
         return names.count()
-    if any(
-        isinstance(link, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.WriteError) for link in chain
-    ):
+    unsent = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError, httpx2.WriteError)
+    if any(isinstance(link, unsent) for link in chain):
         return Fate.RETRY, "provider_unreachable"
     if any(isinstance(link, httpx2.TimeoutException | TimeoutError) for link in chain):
         return Fate.AMBIGUOUS, "provider_timed_out"

@@ -171,7 +171,9 @@ class HttpCutout:
             raise fates.problem(self.name, self._lost, "answer_too_large") from exc
         except aiohttp.ClientConnectorDNSError as exc:
             raise fates.problem(self.name, *self._names.count()) from exc
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
+        except (
+            aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError, aiohttp.ConnectionTimeoutError
+        ) as exc:  # fmt: skip
             raise fates.problem(self.name, Fate.RETRY, "provider_unreachable") from exc
         except aiohttp.InvalidURL as exc:
             raise fates.problem(self.name, Fate.CONFIG, "provider_model_unknown") from exc

@@ -6,6 +6,7 @@ and the error carries the fate that the row names.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -67,6 +68,25 @@ async def test_refused_connection_is_retried(name: str) -> None:
 
         assert (Fate.RETRY, "provider_unreachable") == (error.fate, error.code)
         assert [] == server.journal.calls
+
+
+@pytest.mark.parametrize("name", ["openai", "removebg", "gemini", "genai"])
+async def test_a_proxy_that_opens_no_way_is_retried(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The provider was never reached: nothing is billed."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as proxy:
+        port = proxy.sockets[0].getsockname()[1]
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+        async with calling(name, url="https://provider.invalid/v1") as (_, call):
+            error = await fate_of(call)
+
+    assert (Fate.RETRY, "provider_unreachable") == (error.fate, error.code)
 
 
 @pytest.mark.parametrize("name", ["openai", "removebg", "genai"])
