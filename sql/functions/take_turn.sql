@@ -37,6 +37,11 @@ begin
     select n.* into l from listingd.lanes as n where n.name = of_lane for update;
     t := clock_timestamp();
     now_s := floor(extract(epoch from t));
+    if l.used_at > now_s + 62 then  -- the clock was put back: until it is there again no second would be counted off
+        l.used := array_fill(0::real, array[62]);
+        l.used_at := now_s;
+        l.started_at := null;
+    end if;
     is_cold := l.warm_at is null or l.warm_at < t - interval '10 minutes';
     room := greatest(1, floor(least(l.allowed, most_in_flight)));
     if is_cold then

@@ -442,6 +442,22 @@ async def test_no_minute_has_more_calls_wherever_it_begins(db: Database, storage
     assert len(granted_s) >= 14  # and it is no miser
 
 
+@pytest.mark.parametrize("per_minute", [3, 0.5])
+async def test_a_clock_that_is_put_back_does_not_close_the_lane(
+    db: Database, storage: Storage, per_minute: float
+) -> None:
+    """As by a failover to a machine whose clock was wrong. The lane's record is moved into the future instead."""
+    limits = LaneLimits("painter:1", "painter", max_in_flight=50, calls_per_minute=per_minute)
+    daemon = await start_daemon(db, storage, lanes={"painter": limits})
+    with pytest.raises(Retry):
+        while True:
+            await use(daemon)
+
+    await set_lane(daemon, "used_at = used_at + 3600, started_at = started_at + interval '1 hour'")
+
+    await use(daemon)
+
+
 async def test_a_costly_call_takes_several_of_a_minute(db: Database, storage: Storage) -> None:
     """remove.bg counts megapixels: a photo of 4 MP leaves 6 of 10."""
     limits = LaneLimits("painter:1", "painter", max_in_flight=50, calls_per_minute=10)
