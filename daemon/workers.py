@@ -435,7 +435,7 @@ class Workers:
         the job was given up while the lease was in doubt.
         """
         rows = await self._db.fetch("read_own_claims", self.worker_id, self._lease.low_fence, 2.0)
-        ours = self.held_fences()
+        ours = self.held_fences() | self._scheduler.claiming  # the answer may be on its way
         for row in rows:
             if row["fence"] not in ours:
                 job = ClaimedJob(

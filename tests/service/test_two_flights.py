@@ -185,6 +185,23 @@ async def test_two_flights_that_lower_the_fence_of_rescue_leave_it_at_the_lower_
     assert await service.db.pool.fetchval("select min(low_fence) from listingd.workers") <= first
 
 
+async def test_a_claim_whose_answer_is_on_its_way_is_no_orphan(service: Service) -> None:
+    gate = Gate(service, is_set=True, before=False)
+    await service.db.fetchrow("set_queue", "ping", None, "", True, 1000)  # so that it is not claimed at sight
+    await service.steering.apply()
+    await _enqueue(service, 1)
+    await gate.held.wait()
+    claimed = await service.db.pool.fetchval(
+        "update listingd.job_states set started_at = now() - interval '1 minute' returning fence"
+    )
+
+    await service.workers._adopt()
+    gate.let_go.set()
+
+    await eventually(lambda: _are_completed(service, 1))
+    assert claimed == await service.db.pool.fetchval("select fence from listingd.job_states")
+
+
 async def test_a_limit_that_goes_while_its_places_are_asked_for_leaves_the_books_right(
     service: Service, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
