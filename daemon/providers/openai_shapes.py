@@ -145,10 +145,11 @@ def estimate_usd(request: PaintRequest, model: str, quality: str, prices: ImageP
 def price_usage(usage: Mapping[str, Any], prices: ImagePrices) -> Decimal | None:
     """What the answer's own usage costs, USD; None when it states none that can be read.
 
-    Input that is not told apart is priced as pictures, the dearer of the two.
+    A picture of no tokens is how servers fill the place that do not count. Input that is not told apart is priced as
+    pictures, the dearer of the two.
     """
     out, total_in = _tokens(usage.get("output_tokens")), _tokens(usage.get("input_tokens"))
-    if out is None or total_in is None:
+    if not out or total_in is None:
         return None
     details = usage.get("input_tokens_details")
     text = _tokens(details.get("text_tokens")) if isinstance(details, Mapping) else None

@@ -196,6 +196,13 @@ async def test_per_image_price_counts_where_no_usage_is_stated(open_provider: Op
     assert Decimal("0.04") == answer.usage.cost_usd == provider.estimate_usd(paint_request())
 
 
+def test_a_usage_of_zeros_states_none() -> None:
+    """Local servers fill it in so; by it no budget would ever hold."""
+    zeros = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+
+    assert openai_shapes.price_usage(zeros, ImagePrices()) is None
+
+
 async def test_silent_server_ends_at_the_deadline(server: OpenAIServer, open_provider: Open) -> None:
     server.faults.append(Fault(delay_s=60))
 
