@@ -296,6 +296,7 @@ async def _build(
         "creator": creator.run,
         "listener": listener.run,
         "watch": workers.run_watch,
+        "orphans": workers.run_orphans,
         "cancels": workers.run_cancels,
         "progress": workers.run_progress,
         "steering": steering.run,

@@ -341,14 +341,17 @@ class Workers:
     # -- watching over what runs ----------------------------------------------------------------------
 
     async def run_watch(self) -> None:
-        """Deadlines, the self-fence, handlers that do not stop, orphans of lost answers. For ever."""
+        """Deadlines, the self-fence, handlers that do not stop. For ever; waits for nothing, the database least of all:
+        when that is silent the jobs must be stopped before others take them.
+        """
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
             now = loop.time()
             self._count()
-            safe = self._lease.is_safe()
-            if not safe and (self._todo or any(r.why is None for r in self.running.values())):
+            if not self._lease.is_safe() and (
+                self._todo or any(r.why is None for r in self.running.values())
+            ):
                 log.error("lease.lost", running=len(self.running), silent_s=round(self._lease.silent_s(), 2))
                 self.lose_everything()
             for running in list(self.running.values()):
@@ -359,7 +362,14 @@ class Workers:
                     self._abandon(running, SWALLOW_GRACE_S, self._after_cancel(running))
                     if self._pool is not None and not self.draining:
                         self._pool.create_task(self._work(), name="worker-replacement")
-            if safe:
+
+    async def run_orphans(self) -> None:
+        """Orphans of lost answers, and from where rescue would look for ours. For ever. Errors: Unavailable."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            now = loop.time()
+            if self._lease.is_safe():
                 await self._raise_low_fence(now)
                 if self._adopt_at and now >= self._adopt_at[0]:
                     await self._adopt()

@@ -256,6 +256,42 @@ async def test_a_lease_that_comes_back_gives_its_jobs_another_run(run: Run) -> N
     assert [1, 1] == entered, "the second run is the same attempt: the first was given back"
 
 
+@pytest.mark.parametrize("statement", ["raise_fence_mark", "read_own_claims"])
+async def test_jobs_are_stopped_before_others_take_them_whatever_waits_for_the_database(
+    run: Run, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    """A connection that has gone silent is found out after 20 s, when the lease is long over."""
+    monkeypatch.setattr(workers, "LOW_EVERY_S", 0.0)
+    has_begun, is_stopped = asyncio.Event(), asyncio.Event()
+
+    async def endless(_: JobContext) -> None:
+        has_begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            is_stopped.set()
+
+    async with run(endless=endless) as service:
+        fetch, is_waiting = service.db.fetch, asyncio.Event()
+
+        async def fall_silent(name: str, *arguments: Any) -> Any:
+            if name != statement:
+                return await fetch(name, *arguments)
+            is_waiting.set()
+            return await asyncio.Event().wait()
+
+        monkeypatch.setattr(service.db, "fetch", fall_silent)
+        await enqueue(service, "endless")
+        await has_begun.wait()
+        service.lease.low_fence = 0
+        service.workers.adopt_soon()
+        await asyncio.wait_for(is_waiting.wait(), 10)
+
+        service.lease.gone = True
+
+        await asyncio.wait_for(is_stopped.wait(), 5)
+
+
 async def test_a_daemon_declared_dead_begins_anew(run: Run) -> None:
     """As after a SIGSTOP: another process has stopped its run and taken its jobs."""
     entered: list[int] = []
