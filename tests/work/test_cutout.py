@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from daemon.errors import Fate, InvalidInput, ProviderError
-from daemon.imaging import codec, cutout, haze
+from daemon.imaging import codec, cutout, haze, matte
 from daemon.providers.offline_cutout import OfflineCutout
 from tests.protocol_servers.pictures import cut_from_border
 from tests.work.product_scenes import (
@@ -172,6 +173,20 @@ def test_the_background_is_fully_clear_and_the_body_fully_opaque() -> None:
     far, deep = cv2.dilate(scene.truth, np.ones((9, 9))) == 0, cv2.erode(scene.truth, np.ones((9, 9))) == 1
     assert 0 == alpha[far].max()
     assert 255 == alpha[deep].min()
+
+
+def test_a_large_photo_is_cut_in_tiles_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one whole the planes of a 40 MP photo took 4 GB, and the kernel ended the daemon for it."""
+    scene = shoot(vase(handle=True), paint=(40, 120, 130))
+    photo, mask = codec.resize(scene.photo, 2000, 2000), scene.truth > 0.5
+    tracemalloc.start()
+    tiled = matte.cut_with_soft_edge(photo, mask)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    monkeypatch.setattr(matte, "_TILE_PX", 4000)
+
+    assert np.array_equal(matte.cut_with_soft_edge(photo, mask), tiled)
+    assert peak_bytes < 7 * tiled.nbytes
 
 
 def test_the_same_photo_gives_the_same_bytes() -> None:
