@@ -141,7 +141,10 @@ def encode_jpeg(
 
 
 def encode_png(picture: Picture, *, xmp: bytes | None = None) -> bytes:
-    """A PNG, RGB or RGBA as the picture is, sRGB profile embedded."""
+    """A PNG, RGB or RGBA as the picture is but black where nothing shows, sRGB profile embedded."""
+    if has_alpha(picture):
+        # A service may leave the whole photo under its alpha 0: most of the bytes, and not for a buyer's eyes.
+        picture = picture * (picture[..., 3:] > 0)
     info = PngImagePlugin.PngInfo()
     if xmp:
         info.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8"))

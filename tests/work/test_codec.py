@@ -235,6 +235,17 @@ def test_a_jpeg_that_is_too_heavy_loses_quality_then_is_refused() -> None:
     assert "image_bytes" == refused.value.code
 
 
+def test_a_png_holds_nothing_of_what_was_cut_away() -> None:
+    """A service left the whole photo under alpha 0: a cut-out too heavy to be read again, and what it hid."""
+    rgba = np.dstack((gradient(), np.zeros((40, 60), np.uint8)))
+    rgba[5:20, 5:20, 3] = 1
+
+    seen = np.asarray(Image.open(io.BytesIO(codec.encode_png(rgba))))
+
+    assert 0 == seen[seen[..., 3] == 0].max()
+    assert np.array_equal(rgba[5:20, 5:20], seen[5:20, 5:20])
+
+
 def test_equal_pictures_become_equal_bytes() -> None:
     """Content hashes of results are compared across processes."""
     assert codec.encode_jpeg(gradient()) == codec.encode_jpeg(gradient())

@@ -16,9 +16,10 @@ from obstore.store import S3Store
 from pydantic import SecretStr
 
 from daemon.errors import Misconfigured, NotFound, TooLarge, Unavailable
+from daemon.imaging.codec import MAX_PIXELS
 from daemon.settings import Settings
 from daemon.settings import Storage as StorageSettings
-from daemon.storage import Storage, open_storage
+from daemon.storage import MAX_READ_BYTES, Storage, open_storage
 
 PICTURE = bytes(range(256)) * 3000
 HASH = hashlib.sha256(PICTURE).hexdigest()
@@ -126,6 +127,11 @@ async def test_a_file_over_the_limit_is_not_read(storage: Storage) -> None:
 
     with pytest.raises(TooLarge):
         await storage.get(HASH, max_bytes=len(PICTURE) - 1)
+
+
+def test_the_heaviest_cut_out_can_be_read_again() -> None:
+    """40 megapixels of a woven product took 69 MiB: the first picture of a pack was made, the others failed."""
+    assert MAX_READ_BYTES > 4 * MAX_PIXELS * 1.001
 
 
 async def test_the_probe_leaves_nothing_behind(storage: Storage) -> None:
