@@ -36,6 +36,7 @@ CONTENT_TYPES: dict[Format, str] = {"JPEG": "image/jpeg", "PNG": "image/png", "W
 
 MAX_PIXELS = 40_000_000
 MAX_SIDE_PX = 12_000
+MAX_PARTS = 100_000  # markers or chunks, which Python walks here and in Pillow: a photo has thousands at most
 MAX_SCANS = 100  # a progressive JPEG costs a pass over the frame for each scan; cameras write about ten
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -243,7 +244,7 @@ def _read_header(data: bytes) -> _Header:
 def _read_jpeg(data: bytes) -> _Header:
     """Walk the markers to the first scan. Source: ITU-T T.81 annex B."""
     at, width, height, exif = 2, 0, 0, b""
-    while True:
+    for _ in range(MAX_PARTS):
         if data[at] != 0xFF:
             raise _damaged("its JPEG markers are out of step")
         marker = data[at + 1]
@@ -261,6 +262,8 @@ def _read_jpeg(data: bytes) -> _Header:
         elif marker == 0xDA:
             break
         at += 2 + length
+    else:
+        raise _too_many_parts()
     if data.count(b"\xff\xda", at) > MAX_SCANS:
         raise _damaged(f"it has more than {MAX_SCANS} scans")
     # Inside a scan FF is always stuffed, so the first FFD9 after it is the end; phones append more after it.
@@ -305,9 +308,14 @@ def _read_webp(data: bytes) -> _Header:
 
 
 def _chunks(data: bytes, at: int, layout: str, *, pad: int, tail: int) -> Iterator[tuple[bytes, memoryview]]:
-    """(name, body) of each whole chunk from offset `at`; stops quietly where the bytes end."""
+    """(name, body) of each whole chunk from offset `at`; stops quietly where the bytes end.
+
+    Errors: InvalidInput image_damaged past MAX_PARTS.
+    """
     view = memoryview(data)
-    while at + 8 <= len(data):
+    for _ in range(MAX_PARTS):
+        if at + 8 > len(data):
+            return
         first, second = struct.unpack_from(layout, data, at)
         name, size = (second, first) if isinstance(first, int) else (first, second)
         body = view[at + 8 : at + 8 + size]
@@ -315,6 +323,7 @@ def _chunks(data: bytes, at: int, layout: str, *, pad: int, tail: int) -> Iterat
             return
         yield name, body
         at += 8 + size + tail + (size & pad)
+    raise _too_many_parts()
 
 
 def _orientation(exif: bytes) -> int:
@@ -400,6 +409,10 @@ def _truncated() -> InvalidInput:
         code="image_truncated",
         hint="Send the whole file again.",
     )
+
+
+def _too_many_parts() -> InvalidInput:
+    return _damaged(f"its header has more than {MAX_PARTS} parts")
 
 
 def _damaged(why: str) -> InvalidInput:

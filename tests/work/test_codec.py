@@ -108,6 +108,25 @@ def test_unusable_bytes_are_refused_from_the_header(
     assert refused.value.hint or code == "image_damaged"
 
 
+@pytest.mark.parametrize(
+    ("start", "part"),
+    [
+        (b"\xff\xd8", b"\xff"),
+        (b"\xff\xd8", b"\xff\xe0\x00\x02"),
+        (png_header(8, 8)[:33], struct.pack(">I4sI", 0, b"teXt", 0)),
+        (b"RIFF\xff\xff\xff\x00WEBP", b"junk\x00\x00\x00\x00"),
+    ],
+    ids=["fill bytes", "JPEG segments", "PNG chunks", "WEBP chunks"],
+)
+def test_a_header_of_nothing_but_parts_is_not_walked_to_its_end(start: bytes, part: bytes) -> None:
+    """An upload of 25 MiB of them took three seconds of the interpreter."""
+    with pytest.raises(InvalidInput) as refused:
+        codec.inspect(start + part * (codec.MAX_PARTS + 1) + bytes(16))
+
+    assert "image_damaged" == refused.value.code
+    assert f"more than {codec.MAX_PARTS} parts" in refused.value.message
+
+
 def test_the_bomb_is_small_and_never_unpacked() -> None:
     """21 KB of PNG took 858 MB in Pillow: the refusal must come before any pixel exists."""
     bomb = png_header(13_300, 13_300)
