@@ -265,8 +265,9 @@ def _stand(backdrop: Image.Image, placed: Placed) -> Image.Image:
 
 
 def _round(value: Decimal) -> Decimal:
-    """One decimal, two below one, none from a hundred on."""
-    step = Decimal("0.01") if value < 1 else Decimal("0.1") if value < 100 else Decimal(1)
+    """One decimal, two below one, none from a hundred on; of what is smaller yet, two digits: it is not zero."""
+    fine = min(Decimal("0.01"), Decimal(1).scaleb(value.adjusted() - 1))
+    step = fine if value < 1 else Decimal("0.1") if value < 100 else Decimal(1)
     return value.quantize(step, ROUND_HALF_UP)
 
 

@@ -130,7 +130,8 @@ def test_fact_is_split_at_its_first_short_head() -> None:
 @pytest.mark.parametrize(
     ("value", "unit", "expected"),
     [("24", "cm", "24 cm / 9.4 in"), ("9.50", "in", "9.5 in / 24.1 cm"), ("1.2", "m", "1.2 m / 3.9 ft"),
-     ("5", "mm", "5 mm / 0.2 in"), ("300", "cm", "300 cm / 118 in"), ("1E+2", "cm", "100 cm / 39.4 in")],
+     ("5", "mm", "5 mm / 0.2 in"), ("300", "cm", "300 cm / 118 in"), ("1E+2", "cm", "100 cm / 39.4 in"),
+     ("0.1", "mm", "0.1 mm / 0.0039 in"), ("0.01", "in", "0.01 in / 0.025 cm")],
 )  # fmt: skip
 def test_measures_stand_in_both_systems(value: str, unit: str, expected: str) -> None:
     assert label(Decimal(value), unit) == expected
