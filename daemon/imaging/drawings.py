@@ -229,16 +229,23 @@ class _Sheet:
     def _set_items(
         self, items: Sequence[str], width: float, room: float, columns: int = 1
     ) -> tuple[list[_Item], tuple[str, ...]]:
-        """As many items as fit the room, each whole, the type as large as that allows."""
+        """As many items as fit the room, each whole, with as many running texts as fit then, the type as large as
+        that allows; and the items left out.
+        """
+        best: tuple[tuple[int, int], list[_Item], tuple[str, ...]] = (0, 0), [], tuple(items)
+        everything = len(items), sum(split_fact(text)[0] != "" for text in items)
         for count in range(len(items), 0, -1):
             for with_body in (True, False):
                 for size in _HEAD_SIZES:
+                    if best[0] == everything or best[0][0] > count:
+                        break
                     chosen, missed = self._set_all(items[:count], width, size, with_body=with_body)
                     heights = _row_heights(chosen, columns)
                     needed = sum(heights) + 0.026 * self.side * max(0, len(heights) - 1)
-                    if chosen and needed <= room:
-                        return chosen, (*missed, *items[count:])
-        return [], tuple(items)
+                    kept = len(chosen), sum(item.body is not None for item in chosen)
+                    if needed <= room and kept > best[0]:
+                        best = kept, chosen, (*missed, *items[count:])
+        return best[1], best[2]
 
     def _set_all(
         self, items: Sequence[str], width: float, size: float, *, with_body: bool
@@ -248,14 +255,14 @@ class _Sheet:
         return [item for _, item in tried if item], tuple(text for text, item in tried if not item)
 
     def _set_item(self, text: str, width: float, size: float, *, with_body: bool) -> _Item | None:
-        """One item at this size, at most four lines a part; None when it needs more."""
+        """One item at this size, a few lines a part; None when it needs more."""
         key = (text, size, with_body)
         if key not in self._tried:
             size_px, small_px = round(size * self.side), round(max(_MIN_TEXT, size * 0.84) * self.side)
             head, body = split_fact(text)
             main = self.type_.fit(
                 head or body, Weight.BOLD if head else Weight.MEDIUM, width_px=width, height_px=self.side,
-                max_px=size_px, min_px=size_px, max_lines=2 if head else 4, leading=1.22,
+                max_px=size_px, min_px=size_px, max_lines=2 if head else 6, leading=1.22,
             )  # fmt: skip
             more = None
             if head and with_body:

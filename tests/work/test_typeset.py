@@ -99,6 +99,21 @@ def test_what_finds_no_room_is_named_whole() -> None:
     assert not any("…" in text for text in drawing.drawn)
 
 
+def test_words_that_fit_in_smaller_type_are_not_given_up_for_larger() -> None:
+    """The running text was dropped beside an empty half of the picture, and a long word told to find no room."""
+    items = (
+        "Generous size: holds 350 ml and then some more of all that is poured into it on a cold day",
+        "Donaudampfschifffahrtskapitän",
+        "Double walls of steel keep tea hot for half a day and water cold for a whole one, wherever you go with it",
+    )
+
+    drawing = _sheet(items)
+
+    assert drawing.left_out == ()
+    assert drawing.drawn[2].startswith("Generous size: Holds 350 ml")
+    assert drawing.drawn[3:] == items[1:]
+
+
 def test_a_slender_product_leaves_its_room_to_larger_type() -> None:
     backdrop = Image.new("RGB", (SIDE, SIDE), (245, 245, 245))
     items = tuple(
