@@ -7,7 +7,7 @@ import io
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from email.utils import format_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -51,7 +51,6 @@ class Assets:
         self._storage = deps.storage
         self._thumbnails = _Thumbnails(CACHED_BYTES)
         self._pixel_work = asyncio.Semaphore(2)
-        self._archives = asyncio.Semaphore(2)
 
     async def read(self, request: web.Request) -> web.StreamResponse:
         query = read_query(request, models.AssetQuery)
@@ -79,7 +78,7 @@ class Assets:
             )
         return await self._send(request, file, headers)
 
-    async def archive(self, request: web.Request) -> web.Response:
+    async def archive(self, request: web.Request) -> web.StreamResponse:
         principal = request[PRINCIPAL]
         job_id = path_id(request, "job")
         owner = await self._views.find_owner(job_id, principal.user_id)
@@ -89,13 +88,23 @@ class Assets:
         document = await self._views.read_document(job_id, principal.user_id)
         if not files and document is None:
             raise NotFound("The job has no files yet.")
-        async with self._archives:
-            data = await self._zip(files, document)
+        members = dict(zip(_names(files), files, strict=True))
+        if sum(file.size_bytes for file in files) > MAX_ARCHIVE_BYTES:
+            raise NotFound("The files are too many for one archive.", hint="Fetch them one by one.")
+        for file in files:  # what is missing is told before the answer begins
+            await self._storage.stat(file.sha256)
         headers = {
             "Content-Disposition": f'attachment; filename="listing-{job_id}.zip"',
             "Cache-Control": "no-store",
         }
-        return web.Response(body=data, content_type="application/zip", headers=headers)
+        response = web.StreamResponse(headers=headers)
+        response.content_type = "application/zip"
+        await response.prepare(request)
+        if request.method != "HEAD":
+            async for part in self._zip(members, document):
+                await response.write(part)
+        await response.write_eof()
+        return response
 
     async def _find(self, principal: Principal, file_id: UUID) -> File:
         file = await self._views.read_file(file_id, principal.user_id)
@@ -135,22 +144,44 @@ class Assets:
         self._thumbnails.put(sha256, width_px, made)
         return made
 
-    async def _zip(self, files: list[File], document: str | None) -> bytes:
-        """A zip of the files, stored as they are: pictures do not shrink further."""
-        names = _names(files)
-        total = sum(file.size_bytes for file in files)
-        if total > MAX_ARCHIVE_BYTES:
-            raise NotFound("The files are too many for one archive.", hint="Fetch them one by one.")
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-            for file, name in zip(files, names, strict=True):
-                data = await self._storage.get(file.sha256)
-                await asyncio.to_thread(
-                    archive.writestr, zipfile.ZipInfo(name, file.created_at.timetuple()[:6]), data
-                )
-            if document is not None:
-                archive.writestr("aplus-content.json", document)
-        return buffer.getvalue()
+    async def _zip(self, members: Mapping[str, File], document: str | None) -> AsyncIterator[bytes]:
+        """A zip of the files, stored as they are: pictures do not shrink further. One file at a time in memory."""
+        outbox = _Outbox()
+        # Closed at its end alone: when the reader goes away a thread may be writing, and closing would fail.
+        archive = zipfile.ZipFile(outbox, "w", zipfile.ZIP_STORED)
+        for name, file in members.items():
+            data = await self._storage.get(file.sha256)
+            await asyncio.to_thread(
+                archive.writestr, zipfile.ZipInfo(name, file.created_at.timetuple()[:6]), data
+            )
+            yield outbox.take()
+        if document is not None:
+            archive.writestr("aplus-content.json", document)
+        archive.close()
+        yield outbox.take()
+
+
+class _Outbox(io.BytesIO):
+    """The part of a zip that is not sent yet. It is taken between two members: the head of one is written again
+    when its checksum is known. An archive without going back would need a flag that not every unzip takes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sent_bytes = 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return super().seek(offset - self._sent_bytes, whence) + self._sent_bytes
+
+    def tell(self) -> int:
+        return super().tell() + self._sent_bytes
+
+    def take(self) -> bytes:
+        data = self.getvalue()
+        self._sent_bytes += len(data)
+        super().seek(0)
+        self.truncate()
+        return data
 
 
 class _Thumbnails:

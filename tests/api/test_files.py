@@ -269,6 +269,37 @@ async def test_archive_names_files_as_amazon_wants(api: Api) -> None:
         assert archive.testzip() is None
 
 
+async def test_an_archive_is_sent_while_it_is_made(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one whole in memory it stayed there, twice, until the slowest reader had it."""
+    body = IMAGE_JOB | {"input": IMAGE_JOB["input"] | {"product": {"title": "Chair", "sku": "OAK-7"}}}
+    _, job, _ = await api.call("POST", "/v1/jobs", json=body)
+    pictures = [picture(60), picture(70), picture(80)]
+    for slot, data in zip(("main", "lifestyle", "detail"), pictures, strict=True):
+        await api.add_asset(UUID(job["id"]), data, slot=slot)
+    get, first_seen, asked = api.deps.storage.get, asyncio.Event(), 0
+
+    async def wait_after_the_first(sha256: str) -> bytes:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            await first_seen.wait()
+        return await get(sha256)
+
+    monkeypatch.setattr(api.deps.storage, "get", wait_after_the_first)
+
+    async with asyncio.timeout(10), api.client.get(f"{api.url}/v1/jobs/{job['id']}/archive") as response:
+        begun = b""
+        while not any(data in begun for data in pictures):
+            begun += await response.content.readany()
+        first_seen.set()
+        whole = begun + await response.read()
+
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        assert archive.testzip() is None
+        assert sorted(pictures) == sorted(archive.read(name) for name in archive.namelist())
+        assert not any(member.flag_bits for member in archive.infolist())
+
+
 async def test_project_shows_its_pictures_and_counts(api: Api) -> None:
     project = str(uuid4())
     job = await api.create(user="ann", project_id=project)
