@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import re
 import secrets
@@ -87,7 +88,10 @@ class Storage:
                     await self._driver.put(key, data, content_type, overwrite=False)
                     return sha256
                 except (FileExistsError, AlreadyExistsError):
-                    size_bytes, age_s = await self._driver.stat(key)
+                    try:
+                        size_bytes, age_s = await self._driver.stat(key)
+                    except (FileNotFoundError, NotFoundError):
+                        size_bytes, age_s = 0, math.inf  # swept in between: store it after all
                 # A sweep may be looking at an old file that nobody owned until now: make it young again.
                 # A wrong size is damage from outside: heal it.
                 if size_bytes != len(data) or age_s > _REFRESH_S:

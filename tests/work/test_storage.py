@@ -163,6 +163,28 @@ async def test_putting_an_old_orphan_again_saves_it_from_the_sweep(tmp_path: Pat
     assert PICTURE == await storage.get(HASH)
 
 
+async def test_a_file_that_is_swept_while_it_is_put_again_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A paid result would be lost with "The file is not in storage."."""
+    storage = await open_storage(Settings(state_dir=tmp_path))
+    await storage.put(PICTURE, "image/png")
+    stat = Path.stat
+
+    def sweep_first(path: Path, **options: bool) -> os.stat_result:
+        if path.name == HASH:
+            monkeypatch.setattr(Path, "stat", stat)
+            path.unlink()
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "exists", lambda path: os.path.exists(path))  # noqa: PTH110 -- calls no Path.stat
+    monkeypatch.setattr(Path, "stat", sweep_first)
+
+    await storage.put(PICTURE, "image/png")
+
+    assert PICTURE == await storage.get(HASH)
+
+
 async def test_an_old_orphan_is_swept(tmp_path: Path) -> None:
     storage = await open_storage(Settings(state_dir=tmp_path))
     await storage.put(PICTURE, "image/png")
