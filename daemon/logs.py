@@ -51,21 +51,21 @@ _SECRET_KEY = re.compile(
 )
 _SECRET_TEXT = re.compile(
     r"""(?xi)
-    (?P<keep> \bbearer\s+
-      | ://[^\s/:@"']*: (?=[^\s/@"']+@)                                # user: of a DSN
-      | [?&](?:token|access_token|api_key|key|sig|signature|x-amz-[a-z-]+)= )  [^\s"'\\&@]+
+    (?P<user> ://[^\s/:@"']*: )  [^\s/"']+ (?=@)                       # password of a URL, to its last @
+    | (?P<name> \bbearer\s++
+      | [?&](?:token|access_token|api_key|key|sig|signature|password|x-(?:amz|goog)-[a-z-]+)= )  [^\s"'\\&@]+
     | \bld_[a-z]+_[A-Za-z0-9_-]+                                       # ours: service keys, read tokens
     | \bwhsec_[A-Za-z0-9+/=]+
     | \bsk-[A-Za-z0-9_-]{12,}
     | \bAIza[A-Za-z0-9_-]{20,}
     | \bAQ\.[A-Za-z0-9_-]{20,}
-    | \beyJ[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?     # JWT
+    | \beyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)*                     # JWT, cut ones too: no look ahead for a dot
     """
 )
 
 # What _SECRET_TEXT can begin with, in lower case: the expression takes 50 µs a line, these tests 1 µs.
 _SECRET_HINTS = (
-    "bearer", "://", "token=", "key=", "sig=", "signature=", "x-amz-",
+    "bearer", "://", "token=", "key=", "sig=", "signature=", "password=", "x-amz-", "x-goog-",
     "ld_", "whsec_", "sk-", "aiza", "aq.", "eyj",
 )  # fmt: skip
 
@@ -190,7 +190,12 @@ def configure(settings: Settings, *, descriptor: int = 2) -> LogWriter:
 
 def make_redactor(secrets: Iterable[str] = ()) -> Callable[[str], str]:
     """A function that cuts secrets out of a rendered line: the given ones and all that look like one."""
-    forms = {form for secret in secrets for form in (secret, json.dumps(secret)[1:-1]) if len(secret) >= 6}
+    forms = {
+        form
+        for secret in secrets
+        for form in (secret, json.dumps(secret, ensure_ascii=False)[1:-1])
+        if len(secret) >= 6
+    }
     longest_first = sorted(forms, key=len, reverse=True)
 
     def clean(line: str) -> str:
@@ -199,7 +204,7 @@ def make_redactor(secrets: Iterable[str] = ()) -> Callable[[str], str]:
                 line = line.replace(form, _REDACTED)
         lowered = line.lower()
         if any(hint in lowered for hint in _SECRET_HINTS):
-            line = _SECRET_TEXT.sub(lambda match: (match["keep"] or "") + _REDACTED, line)
+            line = _SECRET_TEXT.sub(lambda match: (match["user"] or match["name"] or "") + _REDACTED, line)
         return line
 
     return clean

@@ -86,9 +86,12 @@ def test_lines_below_the_level_are_not_written() -> None:
         "Authorization: Bearer abc.def-123",
         "key ld_live_01JABCDEF_s3cr3tpart",
         "postgresql://listingd:hunter2-secret@db.example/listingd",
+        "postgresql://listingd:p@ss&hunter2@db.example/listingd",
+        "https://storage.example/x.jpg?X-Goog-Signature=abcdef1234",
         "sk-proj-abcdefghijklmnop",
         "https://x.example/events?access_token=abcdef1234&x=1",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl",
+        "cut in its middle: eyJhbGciOiJIUzI1NiJ9",
         "whsec_c2VjcmV0c2VjcmV0",
         "AIzaSyA-abcdefghijklmnopqrstuvw",
     ],
@@ -102,8 +105,15 @@ def test_what_looks_like_a_secret_is_cut_out(text: str) -> None:
     json.loads(cleaned)
 
 
+def test_a_line_full_of_what_begins_like_a_token_is_read_once() -> None:
+    """An 8 KB path of it took 50 ms, and four times as long a line twenty times as much."""
+    cleaned = logs.make_redactor()("/-eyJaaaaaaaa" * 50_000)
+
+    assert "eyJ" not in cleaned
+
+
 def test_configured_secrets_are_cut_out_wherever_they_appear() -> None:
-    secret = 'odd"key\\with-quotes'
+    secret = 'ödd"key\\with-quotes'
     settings = Settings(openai=OpenAI(api_key=SecretStr(secret)))
 
     with _written(settings) as read:
