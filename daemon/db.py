@@ -79,17 +79,25 @@ class translate_errors:  # noqa: N801 -- reads as a verb: `with translate_errors
 
 
 @contextmanager
-def translate_refusals() -> Iterator[None]:
+def translate_refusals(variable: str = "LISTINGD_DATABASE_URL") -> Iterator[None]:
     """Turn what only the operator can change (user, password, database, DSN) into Misconfigured."""
     try:
-        yield
+        with _translate_unreadable(variable):
+            yield
     except _REFUSED as exc:
-        raise Misconfigured(f"The database refuses us: {exc}.", hint="Check LISTINGD_DATABASE_URL.") from exc
-    except ValueError as exc:  # a DSN that asyncpg cannot read; its text may hold the password
+        raise Misconfigured(f"The database refuses us: {exc}.", hint=f"Check {variable}.") from exc
+
+
+@contextmanager
+def _translate_unreadable(variable: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError:  # a DSN that asyncpg cannot read
         raise Misconfigured(
             "The database URL cannot be read.",
-            hint="LISTINGD_DATABASE_URL looks like postgresql://user:password@host:5432/name.",
-        ) from exc
+            hint=f"{variable} looks like postgresql://user:password@host:5432/name; "
+            "in a password / is written %2F, and @ %40.",
+        ) from None  # its text may hold the password
 
 
 def sql_dir() -> Path:
@@ -244,11 +252,12 @@ class Database:
         """A connection outside the pool, shown as `listingd:<name>` in pg_stat_activity; the caller ends it.
 
         With `direct`, by the listen DSN when there is one. End it with `terminate()` when in doubt:
-        `close()` hangs on a half-open socket. Errors: Unavailable.
+        `close()` hangs on a half-open socket. Errors: Unavailable; Misconfigured when the DSN cannot be read.
         """
         dsn = self.listen_dsn if direct and self.listen_dsn else self.dsn
+        variable = "LISTINGD_DATABASE_URL" if dsn == self.dsn else "LISTINGD_LISTEN_DATABASE_URL"
         pooled = self.pooled and dsn == self.dsn
-        with translate_errors():
+        with translate_errors(), _translate_unreadable(variable):
             connection = await asyncpg.connect(
                 dsn, **self._connect_arguments(f"listingd:{name}", pooled=pooled)
             )

@@ -192,7 +192,9 @@ class _Run:
                 "The DSN goes through a transaction pooler: jobs enqueued by SQL start by polling.",
                 hint="Set LISTINGD_LISTEN_DATABASE_URL to a direct DSN.",
             )
-        connection = await db.dedicated_connection("verify", direct=True)
+        variable = "LISTINGD_LISTEN_DATABASE_URL" if db.listen_dsn else "LISTINGD_DATABASE_URL"
+        with database.translate_refusals(variable):
+            connection = await db.dedicated_connection("verify", direct=True)
         try:
             channel = f"listingd_verify_{secrets.token_hex(8)}"
             heard = asyncio.Event()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import traceback
 from pathlib import Path
 
 import asyncpg
@@ -231,3 +232,16 @@ def test_a_statement_that_stands_twice_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(Misconfigured, match="one stands twice"):
         load_queries(tmp_path)
+
+
+async def test_a_listen_url_that_cannot_be_read_is_named_and_its_password_is_not_shown(
+    database: str, settings: Settings
+) -> None:
+    """asyncpg's own error quotes what it took for a port: a password with a slash in it."""
+    db = Database(settings, dsn=database, listen_dsn="postgresql://u:hunter2/x@127.0.0.1:1/x")
+
+    with pytest.raises(Misconfigured) as caught:
+        await db.dedicated_connection("test", direct=True)
+
+    assert "LISTINGD_LISTEN_DATABASE_URL" in caught.value.hint
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
