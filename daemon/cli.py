@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,11 +99,28 @@ def version() -> None:
     click.echo(f"listingd {installed_version('listingd')} (Python {platform.python_version()})")
 
 
+def _have_standard_files() -> None:
+    """Standard files for those who start us without (`<&-`), and output that any locale can write.
+
+    Whatever is opened next would get their numbers: log lines would go to a database connection, and libuv
+    aborts when it closes one of them.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 for command in (demo, verify, enqueue, jobs, queues, top, schedules, keys, openapi):
     commands.add_command(command)
 
 
 def main() -> None:
     """Entry point of the command `listingd`."""
+    _have_standard_files()
     gc.set_threshold(300_000, 20, 100)  # imports leave nothing to collect; service.serve sets its own
     commands(prog_name="listingd")

@@ -73,3 +73,24 @@ def test_a_start_loads_neither_pixels_nor_vendors_nor_cryptography():
     )
 
     assert set() == _HEAVY & set(shown.stdout.split())
+
+
+def test_a_command_without_standard_files_ends_in_good_order(tmp_path: Path):
+    """libuv aborts when it closes a descriptor below 3, and what is opened as number 2 would be sent the log."""
+    command = [sys.executable, "-m", "daemon", "openapi", "--config", "/dev/null"]
+
+    ended = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], env=environment(), cwd=tmp_path, check=False
+    )
+
+    assert 0 == ended.returncode
+
+
+def test_a_terminal_that_cannot_show_a_sign_gets_a_question_mark(tmp_path: Path):
+    ended = subprocess.run(
+        [sys.executable, "-m", "daemon", "--help"], env=environment(PYTHONIOENCODING="latin-1"), cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert 0 == ended.returncode, ended.stderr
+    assert "LISTINGD_? variables" in ended.stdout
