@@ -77,7 +77,13 @@ def find_target(settings: Settings, *, url: str | None = None) -> Target:
     The key is LISTINGD_KEY, LISTINGD_SERVICE_KEY, or the one that the service left in its state dir.
     Errors: Misconfigured.
     """
-    return Target(find_url(settings, url=url), os.environ.get("LISTINGD_KEY") or _read_key(settings))
+    key = (os.environ.get("LISTINGD_KEY") or _read_key(settings)).strip()
+    if not key.isascii() or not key.isprintable():
+        raise Misconfigured(
+            "LISTINGD_KEY is no service key: it has several lines, or letters beyond ASCII.",
+            hint="The first key is in STATE_DIR/service.key.",
+        )
+    return Target(find_url(settings, url=url), key)
 
 
 def _read_key(settings: Settings) -> str:

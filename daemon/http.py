@@ -181,7 +181,7 @@ class HttpServer:
             raise Misconfigured(
                 f"Cannot listen on {self._http.host}:{self._http.port}: {exc.strerror or exc}.",
                 code="address_in_use",
-                hint="Stop what uses the port, or set LISTINGD_HTTP__PORT to another one.",
+                hint="Stop what uses the port, or correct LISTINGD_HTTP__HOST or LISTINGD_HTTP__PORT.",
             ) from exc
         self._look_for_slow_heads()
         host, port = self._server.sockets[0].getsockname()[:2]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import socket
 from decimal import Decimal
 from pathlib import Path
@@ -64,6 +65,14 @@ def _fits_a_header(value: SecretStr) -> SecretStr:
     return SecretStr(key)
 
 
+def _is_a_token(value: SecretStr) -> SecretStr:
+    """Others could not be sent in a header, or would never be accepted."""
+    text = value.get_secret_value()
+    if not 32 <= len(text) <= 512 or not text.isascii() or not text.isprintable():
+        raise ValueError("must have 32 to 512 printable characters of ASCII")
+    return value
+
+
 def _is_http_url(value: str) -> str:
     if not value.startswith(("http://", "https://")):
         raise ValueError("must begin with http:// or https://")
@@ -105,6 +114,7 @@ Networks = Annotated[
 Dsn = Annotated[SecretStr, AfterValidator(_is_postgres_dsn)]
 ApiKey = Annotated[SecretStr, AfterValidator(_fits_a_header)]
 LongSecret = Annotated[SecretStr, AfterValidator(_is_long_enough)]
+Token = Annotated[SecretStr, AfterValidator(_is_a_token)]
 Counts = Annotated[dict[str, Count], NoDecode, BeforeValidator(_parse_map)]
 SecondsByKind = Annotated[dict[str, Seconds], NoDecode, BeforeValidator(_parse_map)]
 StateDir = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
@@ -327,8 +337,9 @@ class Settings(Group):
         default_factory=lambda: socket.gethostname()[:64],
         description="Name of this daemon; one name runs once.",
     )
-    service_key: LongSecret | None = Field(
-        None, description="First service key, 32 characters or more; generated when bound to loopback."
+    service_key: Token | None = Field(
+        None,
+        description="First service key, 32 to 512 characters of ASCII; generated when bound to loopback.",
     )
     lease_s: Annotated[float, Field(ge=1, le=3600)] = Field(
         20, description="How long a silent process keeps its jobs."
@@ -372,6 +383,10 @@ class Settings(Group):
     def _storage_url_is_known(self) -> Settings:
         if self.storage_url and not self.storage_url.startswith(("file://", "s3://", "memory://")):
             raise ValueError("LISTINGD_STORAGE_URL must begin with file://, s3:// or memory://")
+        if self.storage_url and re.match(
+            "file://(?!/)", self.storage_url
+        ):  # the first part would be taken for a host
+            raise ValueError("LISTINGD_STORAGE_URL must have three slashes before a directory: file:///path")
         return self
 
     @property

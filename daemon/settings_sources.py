@@ -114,7 +114,7 @@ def load_settings(
             )
 
     try:
-        return Settings.model_construct(**dict(Reader(**overrides)))
+        settings = Settings.model_construct(**dict(Reader(**overrides)))
     except ValidationError as exc:
         raise Misconfigured(
             "The settings are not valid: " + "; ".join(_explain(error) for error in exc.errors()) + ".",
@@ -127,6 +127,9 @@ def load_settings(
             f"{name} is a group or a map of settings, and its value is no JSON.",
             hint=f"Set {name}__<NAME> for one of them; docs/configuration.md lists every setting.",
         ) from None
+    _refuse_unknown_kinds("LISTINGD_QUEUE__KIND_LIMITS", settings.queue.kind_limits)
+    _refuse_unknown_kinds("LISTINGD_WORKERS__ATTEMPT_TIMEOUTS_S", settings.workers.attempt_timeouts_s)
+    return settings
 
 
 def find_service_key(settings: Settings) -> SecretStr:
@@ -216,13 +219,13 @@ def _describe_default(name: str, info: FieldInfo) -> str:
 def _canonical(variables: Mapping[str, str]) -> dict[str, str]:
     """Our variables by upper-case name: aliases translated, empty ones and those of others left out."""
     named = {
-        name.upper(): value
+        name.upper(): value.strip()  # an environment file with CRLF leaves a CR at each end
         for name, value in variables.items()
         if name.upper().startswith(PREFIX) and value.strip()
     }
     for alias, name in ALIASES.items():
-        value = variables.get(alias) or variables.get(alias.lower()) or ""
-        if value.strip():
+        value = (variables.get(alias) or variables.get(alias.lower()) or "").strip()
+        if value:
             named.setdefault(name, value)
     return {
         name: value
@@ -242,6 +245,19 @@ def _refuse_unknown(named: Mapping[str, str], what: str) -> None:
         raise Misconfigured(
             "; ".join(f"Unknown {what} {name}{_did_you_mean(name, known)}" for name in sorted(unknown)) + ".",
             hint="docs/configuration.md lists every setting.",
+        )
+
+
+def _refuse_unknown_kinds(variable: str, by_kind: Mapping[str, Any]) -> None:
+    if not by_kind:
+        return
+    from daemon.payloads import INNER_INPUTS, INPUTS  # 30 ms that few settings need
+
+    kinds = INPUTS | INNER_INPUTS
+    if unknown := sorted(by_kind.keys() - kinds.keys()):
+        raise Misconfigured(
+            f"{variable} names kinds that there are not: {', '.join(unknown)}.",
+            hint=f"There are {', '.join(kinds)}.",
         )
 
 

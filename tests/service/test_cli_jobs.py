@@ -100,6 +100,19 @@ async def test_a_wrong_key_says_where_the_right_one_is(listingd: Command):
     assert "LISTINGD_KEY" in ended.err
 
 
+async def test_a_key_that_no_header_can_carry_is_told_in_two_lines(tmp_path: Path):
+    """Two lines of a file, say; aiohttp's own error came with its trace."""
+    env = environment(LISTINGD_URL="http://127.0.0.1:1", LISTINGD_KEY="one\ntwo")
+
+    ended = await finish(await start("jobs", "list", env=env, cwd=tmp_path))
+
+    assert 2 == ended.code
+    assert ["error: LISTINGD_KEY", "hint: "] == [
+        ended.err.splitlines()[0][:19],
+        ended.err.splitlines()[1][:6],
+    ]
+
+
 async def test_no_service_and_no_key_each_say_what_to_do(tmp_path: Path):
     there = environment(LISTINGD_URL="http://127.0.0.1:1", LISTINGD_KEY="k" * 32)
     keyless = environment(LISTINGD_STATE_DIR=str(tmp_path / "none"))

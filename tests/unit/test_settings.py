@@ -74,6 +74,14 @@ def test_an_empty_value_means_unset() -> None:
     assert settings.database_url is None
 
 
+def test_an_environment_file_with_the_line_ends_of_windows_is_read() -> None:
+    """A key with a CR at its end cannot be sent: every paid call failed."""
+    settings = load_settings(environ={"OPENAI_API_KEY": "sk-1\r", "LISTINGD_HTTP__HOST": "127.0.0.1\r"})
+
+    assert settings.openai.api_key is not None
+    assert ("sk-1", "127.0.0.1") == (settings.openai.api_key.get_secret_value(), settings.http.host)
+
+
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
@@ -83,12 +91,19 @@ def test_an_empty_value_means_unset() -> None:
         ({"LISTINGD_HTTP__PORT": "high"}, "LISTINGD_HTTP__PORT: "),
         ({"LISTINGD_HTTP__PORT": "70000"}, "LISTINGD_HTTP__PORT: "),
         ({"LISTINGD_LEASE_S": "4"}, "LISTINGD_HEARTBEAT_S must be at most half of LISTINGD_LEASE_S"),
-        ({"LISTINGD_SERVICE_KEY": "short"}, "LISTINGD_SERVICE_KEY: must have 32 characters or more"),
         ({"OPENAI_API_KEY": "sk\N{EN DASH}abc"}, "LISTINGD_OPENAI__API_KEY: must be one line of ASCII"),
         ({"LISTINGD_GEMINI__API_KEY": "a\nb"}, "LISTINGD_GEMINI__API_KEY: must be one line of ASCII"),
         ({"LISTINGD_OPENAI__REQUESTS_PER_MINUTE": "inf"}, "LISTINGD_OPENAI__REQUESTS_PER_MINUTE: "),
+        ({"LISTINGD_SERVICE_KEY": "short"}, "LISTINGD_SERVICE_KEY: must have 32 to 512"),
+        ({"LISTINGD_SERVICE_KEY": "ü" * 40}, "LISTINGD_SERVICE_KEY: must have 32 to 512 printable"),
         ({"LISTINGD_DATABASE_URL": "mysql://x"}, "LISTINGD_DATABASE_URL: must begin with postgresql://"),
         ({"LISTINGD_STORAGE_URL": "ftp://x"}, "LISTINGD_STORAGE_URL must begin with"),
+        ({"LISTINGD_STORAGE_URL": "file://var/pictures"}, "three slashes before a directory"),
+        (
+            {"LISTINGD_QUEUE__KIND_LIMITS": '{"a+": 8}'},
+            "LISTINGD_QUEUE__KIND_LIMITS names kinds that there are not: a+",
+        ),
+        ({"LISTINGD_WORKERS__ATTEMPT_TIMEOUTS_S": '{"apluss": 8}'}, "that there are not: apluss"),
         ({"LISTINGD_QUEUE__KIND_LIMITS": "{"}, "LISTINGD_QUEUE__KIND_LIMITS: must be a JSON object"),
         ({"LISTINGD_HTTP__TRUSTED_PROXIES": "10.0.0.0/8,x"}, "LISTINGD_HTTP__TRUSTED_PROXIES"),
         ({"LISTINGD_BUDGETS__USER_USD_PER_DAY": "-1"}, "LISTINGD_BUDGETS__USER_USD_PER_DAY: "),
