@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Self
 
 from rich.console import Console
@@ -103,7 +104,9 @@ def describe(job: Mapping[str, Any]) -> str:
     if job["state"] == "processing" and progress.get("stage"):
         return f"{progress['stage']} {progress['done']:g}/{progress['total']:g}"
     if job["state"] == "pending" and job.get("run_at"):
-        return f"pending, runs at {str(job['run_at'])[11:19]} UTC"
+        day, _, clock = str(job["run_at"])[:19].partition("T")
+        on = "" if day == f"{datetime.now(UTC):%Y-%m-%d}" else f"on {day} "
+        return f"pending, runs {on}at {clock} UTC"
     if job["state"] == "failed":
         return f"failed: {(job.get('error') or {}).get('code', 'unknown')}"
     return "done" if job["state"] == "completed" else str(job["state"])

@@ -173,6 +173,14 @@ async def test_top_prints_once_where_there_is_no_terminal(listingd: Command, ser
     assert "webhook" in ended.out
 
 
+async def test_a_job_for_another_day_says_the_day(listingd: Command):
+    await listingd("enqueue", "ping", "--run-at", "2199-01-31T03:00:00Z")
+
+    listed = await listingd("jobs", "list")
+
+    assert "pending, runs on 2199-01-31 at 03:00:00 UTC" in listed.out
+
+
 async def test_a_waiting_job_is_explained(listingd: Command):
     job_id = (await listingd("enqueue", "ping", "--run-at", "2100-01-01T00:00:00Z")).out.strip()
 
