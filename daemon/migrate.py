@@ -163,11 +163,17 @@ async def _find_missing(connection: Connection, known: Sequence[Migration]) -> l
 
 
 async def _read_applied(connection: Connection) -> dict[int, tuple[str, str]]:
-    """Number to (name, checksum) of what is applied."""
+    """Number to (name, checksum) of what is applied. Errors: Misconfigured when it may not be read."""
     sql = load_queries()
-    if not await connection.fetchval(sql["schema_migrations_exist"]):
-        return {}
-    rows = await connection.fetch(sql["list_migrations"])
+    try:
+        if not await connection.fetchval(sql["schema_migrations_exist"]):
+            return {}
+        rows = await connection.fetch(sql["list_migrations"])
+    except asyncpg.InsufficientPrivilegeError as exc:
+        raise Misconfigured(
+            f"This database user may not look into the schema listingd: {exc}.",
+            hint="Use the daemon's login, or grant it what sql/roles.sql does (docs/operations.md).",
+        ) from exc
     return {row["number"]: (row["name"], row["checksum"]) for row in rows}
 
 

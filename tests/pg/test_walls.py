@@ -13,7 +13,7 @@ import pytest
 from daemon.db import Database
 from daemon.errors import Misconfigured
 from daemon.jobs import new_id
-from daemon.migrate import migrate
+from daemon.migrate import check_schema, migrate
 from daemon.views import JobFilter, Views
 
 NewDatabase = Callable[..., Awaitable[str]]
@@ -210,6 +210,21 @@ async def test_without_the_role_reads_go_on_and_say_so(
 
     assert [mine] == [job.id for job in jobs]
     assert not db.confined
+
+
+async def test_a_user_without_any_right_is_told_so(database: str) -> None:
+    """An app's login in LISTINGD_DATABASE_URL, say: serve, migrate and verify ended with a trace."""
+    connection = await asyncpg.connect(database)
+    login = f"ld_nobody_{new_id().hex}"
+    await connection.execute(f"create role {login} login")
+    try:
+        await connection.execute(f"set session authorization {login}")
+        with pytest.raises(Misconfigured, match="may not look into the schema listingd"):
+            await check_schema(connection)
+    finally:
+        await connection.execute("reset session authorization")
+        await connection.execute(f"drop role {login}")
+        await connection.close()
 
 
 async def test_a_user_without_the_right_is_told_who_may_migrate(
