@@ -75,7 +75,7 @@ def test_an_empty_value_means_unset() -> None:
 
 
 def test_an_environment_file_with_the_line_ends_of_windows_is_read() -> None:
-    """A key with a CR at its end cannot be sent: every paid call failed."""
+    """The CR became part of the host, which was then no loopback address."""
     settings = load_settings(environ={"OPENAI_API_KEY": "sk-1\r", "LISTINGD_HTTP__HOST": "127.0.0.1\r"})
 
     assert settings.openai.api_key is not None
