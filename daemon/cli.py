@@ -43,9 +43,10 @@ def serve(config: Path | None, host: str | None, port: int | None) -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
     settings = read_settings(config, http={"host": host, "port": port})
 
-    from daemon import logs, service
+    from daemon import logs, metrics, service
 
     writer = logs.configure(settings)
+    metrics.DROPPED_LINES.set_function(lambda: writer.dropped)
 
     def leave() -> None:
         writer.close()

@@ -8,7 +8,7 @@ Hot code keeps the child of its labels (`JOBS.labels(kind, outcome)`): looking i
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
 from prometheus_client import (
@@ -73,7 +73,6 @@ ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
 
 JOBS = Counter("listingd_job_attempts_total", "Ended attempts.", ("kind", "outcome"), registry=REGISTRY)
-JOBS_CREATED = Counter("listingd_jobs_created_total", "Jobs stored.", ("kind", "door"), registry=REGISTRY)
 JOBS_RESCUED = Counter("listingd_jobs_rescued_total", "Jobs taken over from dead workers.", registry=REGISTRY)
 JOBS_LOST = Counter("listingd_jobs_lost_total", "Writes refused by the fence.", registry=REGISTRY)
 WAIT = Distribution("listingd_job_wait_seconds", "From ready to claimed.", "kind", _WAITS_S, REGISTRY)
@@ -117,13 +116,7 @@ VACUUM_HELD = Gauge(
 )
 LISTENER_UP = Gauge("listingd_listener_up", "1 while notifications are proven to arrive.", registry=REGISTRY)
 LEASE_AGE = Gauge("listingd_lease_age_seconds", "Time since the last confirmed heartbeat.", registry=REGISTRY)
-LOOP_LAG = Gauge("listingd_loop_lag_seconds", "Longest delay of the event loop of late.", registry=REGISTRY)
 DROPPED_LINES = Gauge("listingd_log_lines_dropped", "Log lines lost to a slow reader.", registry=REGISTRY)
-
-
-def count_dropped_lines(read: Callable[[], int]) -> None:
-    """Read the number of dropped log lines from `read` at each scrape."""
-    DROPPED_LINES.set_function(read)
 
 
 def render() -> bytes:

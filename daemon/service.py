@@ -24,7 +24,7 @@ import aiohttp
 from aiohttp import web
 
 from daemon import db as database
-from daemon import http, later, logs, sdnotify
+from daemon import http, later, logs, metrics, sdnotify
 from daemon.api import system
 from daemon.api.admission import Admission
 from daemon.api.auth import BearerAuthenticator
@@ -275,6 +275,7 @@ async def _build(
     service = Service(
         settings, db, queue, creator, scheduler, workers, lease, listener, steering, housekeeper, Supervisor(), service_key,
     )  # fmt: skip
+    _set_gauges(service)
     keys = ServiceKeys(db, first_key=service_key)
     users = UserTokens(settings.auth, await _open_key_set(settings, stack))
     read_tokens = ReadTokens(db)
@@ -309,6 +310,15 @@ async def _build(
     }
     app = http.build_app(deps, http.list_operator_routes(deps, keys, providers))
     return service, app, tasks
+
+
+def _set_gauges(service: Service) -> None:
+    """What the metrics read at each scrape."""
+    metrics.SLOTS.set(service.workers.concurrency)
+    metrics.SLOTS_BUSY.set_function(lambda: service.workers.load()[0])
+    metrics.DATABASE_UP.set_function(service.lease.is_answered)
+    metrics.LISTENER_UP.set_function(lambda: service.listener.connected)
+    metrics.LEASE_AGE.set_function(service.lease.silent_s)
 
 
 async def _warm_up(service: Service, feeder: Feeder, providers: Providers) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import asyncpg
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fleet import HEADERS, Daemon, Proxy, Server
 from tests.support import eventually
@@ -65,6 +66,36 @@ async def test_without_postgres_the_daemon_stays_says_so_and_is_back_by_itself(
     assert time.monotonic() - began < 10
     assert one.find("database.lost")
     assert one.find("database.restored")
+
+
+async def test_the_metrics_say_whether_postgres_and_notifications_are_there(
+    server: Server, daemon: MakeDaemon, http: aiohttp.ClientSession
+) -> None:
+    one = await daemon("one", workers__concurrency=7).start()
+    await one.wait_for("listener.connected")
+
+    before = await _read_metrics(http, one)
+    server.stop(signal.SIGQUIT)
+    try:
+        await one.wait_for("database.lost")
+        await one.wait_for("listener.lost")
+        during = await _read_metrics(http, one)
+    finally:
+        server.start()
+
+    names = ("database_up", "listener_up", "worker_slots", "worker_slots_busy", "log_lines_dropped")
+    assert [1, 1, 7, 0, 0] == [before[f"listingd_{name}"] for name in names]
+    assert [0, 0] == [during[f"listingd_{name}"] for name in names[:2]]
+    assert 0 < before["listingd_lease_age_seconds"] < during["listingd_lease_age_seconds"]
+
+
+async def _read_metrics(http: aiohttp.ClientSession, daemon: Daemon) -> dict[str, float]:
+    """The metrics without labels."""
+    async with http.get(f"{daemon.url}/metrics") as answer:
+        families = text_string_to_metric_families(await answer.text())
+    return {
+        sample.name: sample.value for family in families for sample in family.samples if not sample.labels
+    }
 
 
 async def _has_status(http: aiohttp.ClientSession, url: str, wanted: int) -> bool:
