@@ -98,7 +98,8 @@ class Steps:
         flight = asyncio.get_running_loop().create_future()
         self._flights[key] = flight
         try:
-            return await self._fly(_Step(job, name, provider, key[1], estimate_usd, call, rate_cost))
+            with logs.bind(job_id=job.id, kind=job.kind, attempt=job.attempt, user_id=job.user_id):
+                return await self._fly(_Step(job, name, provider, key[1], estimate_usd, call, rate_cost))
         finally:
             keeping = self._keeping.get(key)
             if keeping is None or keeping.done():

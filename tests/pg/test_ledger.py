@@ -9,6 +9,8 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
 from daemon import steps
 from daemon.db import Database, open_pool
@@ -42,6 +44,9 @@ async def storage(settings: Settings) -> Storage:
 @pytest.fixture
 async def daemon(db: Database, storage: Storage) -> Daemon:
     return await start_daemon(db, storage)
+
+
+CONTEXT = ("job_id", "kind", "attempt", "user_id")
 
 
 def ambiguous() -> ProviderError:
@@ -187,6 +192,21 @@ async def test_a_timed_out_call_is_unknown_and_counts_as_spent(daemon: Daemon) -
     assert "unknown" == caught.value.data["paid"]
     assert (0, PRICE) == await read_spend(daemon)
     assert {job.id: Cost(PRICE, Decimal(0), 1)} == await daemon.ledger.cost_of_jobs([job.id])
+
+
+async def test_what_the_log_says_of_a_call_names_its_job(daemon: Daemon) -> None:
+    """Who finds a call of unknown outcome on a bill wants to know whose it was."""
+    job = await claim_job(daemon)
+
+    with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        with pytest.raises(ProviderError):
+            await daemon.pay(job, Provider(error=ambiguous()))
+        await daemon.pay(job, Provider())
+        await daemon.pay(job, Provider())
+
+    told = ["provider.refused", "provider.unknown", "job.step_done", "job.step_done"]
+    assert told == [line["event"] for line in lines]
+    assert all((job.id, "ping", 1, job.user_id) == tuple(line[key] for key in CONTEXT) for line in lines)
 
 
 async def test_an_unknown_outcome_is_tried_once_more_at_most(daemon: Daemon) -> None:
