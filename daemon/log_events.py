@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CONTEXT_KEYS = frozenset({"job_id", "kind", "attempt", "user_id", "worker", "request_id"})
-"""Bound once per context (logs.bind), never passed by hand, allowed on every event."""
+"""Whom a line is about: allowed on every event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +27,12 @@ def _event(level: str, keys: str, meaning: str) -> Event:
 
 EVENTS: dict[str, Event] = {
     # The process
-    "service.starting": _event(
-        "info", "version python postgres_version instance concurrency pid", "The process begins."
-    ),
     "service.ready": _event(
         "info",
-        "pid instance url version startup_s state_dir providers pooled",
+        "pid instance url version startup_s state_dir pooled",
         "Requests and jobs are served.",
     ),
-    "service.stopping": _event(
-        "info", "why running soft_stop_s hard_stop_s", "A stop has begun: no new claims."
-    ),
+    "service.stopping": _event("info", "running soft_stop_s hard_stop_s", "A stop has begun: no new claims."),
     "service.hard_stopped": _event(
         "warning", "running", "The soft stop ran out; running jobs are cancelled."
     ),
@@ -45,46 +40,35 @@ EVENTS: dict[str, Event] = {
     "service.task_failed": _event(
         "error", "task restarts after_s error", "A supporting task died and is restarted."
     ),
-    "service.setting_noted": _event("warning", "setting why", "A setting works, but hardly as meant."),
     # Requests
     "http.answered": _event(
-        "info", "method path route status duration_s bytes principal remote", "A request ended."
+        "info", "method path route status duration_s principal remote", "A request ended."
     ),
     "http.failed": _event("error", "method path route error", "A bug answered 500."),
     "http.stream_cut": _event("warning", "path why waiting", "A slow reader of events was cut off."),
     "http.feed_waits": _event("debug", "error", "The event feed cannot read; it tries again."),
-    "auth.refused": _event("warning", "code remote path principal", "Credentials were not accepted."),
-    "token.created": _event("info", "token_name scopes expires_at", "A key or read token was made."),
-    "token.revoked": _event("info", "token_name streams", "A key was revoked."),
     # Jobs
-    "job.created": _event("debug", "count priority run_at parent_id", "Jobs were stored."),
-    "job.claimed": _event("debug", "wait_s count", "An attempt begins."),
     "job.step_done": _event(
         "info", "step provider duration_s cost_usd bytes reused", "A step has its checkpoint."
     ),
-    "job.completed": _event(
-        "info", "duration_s wait_s provider_s cost_usd bytes count", "A job reached its result."
-    ),
-    "job.fanned_out": _event("info", "children duration_s", "A job waits for its children."),
+    "job.completed": _event("info", "duration_s", "A job reached its result."),
+    "job.fanned_out": _event("info", "children", "A job waits for its children."),
     "job.retry_scheduled": _event(
-        "warning", "code error delay_s duration_s provider", "An attempt failed; another follows."
+        "warning", "error delay_s duration_s", "An attempt failed; another follows."
     ),
-    "job.failed": _event(
-        "warning", "code error duration_s wait_s provider cost_usd count", "A job failed for good."
-    ),
+    "job.failed": _event("warning", "error duration_s", "A job failed for good."),
     "job.released": _event(
-        "info", "why delay_s count duration_s", "A job was handed back; the attempt does not count."
+        "info", "error delay_s duration_s", "A job was handed back; the attempt does not count."
     ),
-    "job.cancelled": _event("info", "duration_s count", "A job was cancelled."),
+    "job.cancelled": _event("info", "error duration_s", "A job was cancelled."),
     "job.cancel_ignored": _event(
         "error", "after_s stack", "A handler swallowed its cancellation; its slot was taken."
     ),
-    "job.rescued": _event("warning", "count from_worker state", "Jobs of a dead worker were taken over."),
+    "job.rescued": _event("warning", "from_worker state", "Jobs of a dead worker were taken over."),
     "job.lost": _event(
         "warning", "what state duration_s", "A write found the fence raised: the attempt is no longer ours."
     ),
-    "job.unreadable": _event("error", "error", "A stored input cannot be decoded; the job fails alone."),
-    "job.crashed": _event("error", "error", "A handler raised what it should not: a bug."),
+    "job.crashed": _event("error", "", "A handler raised what it should not: a bug."),
     "job.adopted": _event("warning", "", "A claim whose answer was lost was found and handed back."),
     "job.expired": _event("warning", "", "A job was not started before its expires_at."),
     "job.locked": _event(
@@ -93,11 +77,8 @@ EVENTS: dict[str, Event] = {
     "job.unflushed": _event(
         "error", "count", "Ends of attempts were not written at a stop; the next start repairs it."
     ),
-    "job.pruned": _event("info", "count duration_s", "Old jobs were removed."),
+    "job.pruned": _event("info", "count", "Old jobs were removed."),
     # Money and the outside world
-    "provider.called": _event(
-        "info", "provider model duration_s cost_usd request_id_provider step", "A provider answered."
-    ),
     "provider.throttled": _event(
         "warning", "provider retry_after_s lane_limit", "A provider asked us to wait."
     ),
@@ -115,7 +96,6 @@ EVENTS: dict[str, Event] = {
         "warning", "provider step cost_usd", "The outcome of a paid call is not known."
     ),
     "budget.exhausted": _event("warning", "scope limit_usd spent_usd until", "A budget is used up."),
-    "storage.saved": _event("debug", "bytes content_type sha256", "A file was stored."),
     "storage.failed": _event("warning", "what error", "The object store failed; it is tried again."),
     "storage.swept": _event("info", "count bytes", "Files that nothing refers to were removed."),
     "webhook.delivered": _event(
@@ -139,14 +119,13 @@ EVENTS: dict[str, Event] = {
         "held_by name pid application state age_s query_start",
         "A session, prepared transaction or slot holds back vacuum: claims will slow down.",
     ),
-    "listener.connected": _event("info", "down_s", "Notifications arrive."),
+    "listener.connected": _event("info", "", "Notifications arrive."),
     "listener.lost": _event("warning", "error", "Notifications are dead; polling goes on."),
     "lease.lost": _event(
         "error", "silent_s running", "The lease could not be confirmed: all jobs were stopped."
     ),
     "lease.confirmed_late": _event("warning", "silent_s error", "A heartbeat came late."),
-    "migrate.applied": _event("info", "number name duration_s", "A migration was applied."),
-    "embedded.started": _event("info", "duration_s adopted", "The embedded Postgres runs."),
+    "migrate.applied": _event("info", "number name", "A migration was applied."),
     # The log itself
     "log.dropped": _event("warning", "lines", "The reader was too slow: lines are missing here."),
     "log.forwarded": _event("warning", "logger message repeated", "A library said something."),

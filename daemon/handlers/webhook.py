@@ -69,7 +69,9 @@ class WebhookHandler:
         data = {"measured": {"status": receipt.status, "duration_s": receipt.duration_s}}
         if receipt.status == 410:
             if asked.endpoint_id is not None:
-                await self._webhooks.disable(asked.endpoint_id, "the receiver answered 410 Gone")
+                why = "the receiver answered 410 Gone"
+                await self._webhooks.disable(asked.endpoint_id, why)
+                log.warning("webhook.disabled", endpoint_id=str(asked.endpoint_id), why=why)
             return Reject("The receiver answered 410: it wants no more.", code="webhook_gone", data=data)
         message = _WORDS.get(receipt.problem, f"The receiver answered {receipt.status}.")
         if receipt.problem in {"forbidden", "malformed"}:

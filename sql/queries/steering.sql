@@ -37,10 +37,6 @@ on conflict do nothing
 -- Tell the other processes that a place has become free.
 select pg_notify('listingd_room', '')
 
--- name: notify_steer
--- Tell all processes that a pause, a limit, a weight or a schedule has changed.
-select pg_notify('listingd_steer', '')
-
 -- name: list_user_shares
 -- user_id, weight, paused, paused_why of the users whose share was set. $1 user_id or null for all
 select u.user_id, u.weight, u.paused_at is not null as paused, u.paused_why

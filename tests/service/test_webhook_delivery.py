@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 from standardwebhooks.webhooks import Webhook
+from structlog.testing import capture_logs
 
 from daemon.service import run_service
 from daemon.settings import Fetch, Http, Settings, Webhooks
@@ -123,14 +124,15 @@ async def test_every_bad_receiver_stands_in_the_log(call: Call, receiver: Receiv
     hooks = {}
     for name, url in urls.items():
         hooks[name] = await call("POST", "/v1/webhooks", {"url": url, "types": ["job.completed"]})
-    await call("POST", "/v1/jobs", PING)
 
     async def all_tried() -> dict[str, Any]:
         log = await _deliveries(call)
         found = {name: d for name, hook in hooks.items() for d in log if d["endpoint_id"] == hook["id"]}
         return found if len(found) == 5 and all(d["attempts"] for d in found.values()) else {}
 
-    tried = await eventually(all_tried, within_s=10)
+    with capture_logs() as lines:
+        await call("POST", "/v1/jobs", PING)
+        tried = await eventually(all_tried, within_s=10)
 
     codes = {
         name: (d["state"], d["attempts"][0]["code"], d["attempts"][0]["status"]) for name, d in tried.items()
@@ -146,6 +148,8 @@ async def test_every_bad_receiver_stands_in_the_log(call: Call, receiver: Receiv
     assert [] == receiver.types("/200")  # the redirect was not followed
     gone = await call("GET", f"/v1/webhooks/{hooks['410']['id']}")
     assert "the receiver answered 410 Gone" == gone["disabled_why"]
+    told = [line["endpoint_id"] for line in lines if line["event"] == "webhook.disabled"]
+    assert [hooks["410"]["id"]] == told
 
 
 async def test_test_redeliver_and_rotation(call: Call, receiver: Receiver) -> None:

@@ -265,6 +265,14 @@ def test_every_event_used_in_the_code_is_registered_with_its_level_and_keys() ->
     assert [] == mistakes
 
 
+def test_every_registered_event_is_told_by_the_code() -> None:
+    """An alert on an event that never comes is silence taken for health."""
+    files = [path for path in (REPOSITORY / "daemon").rglob("*.py") if path.name != "log_events.py"]
+    code = "".join(path.read_text(encoding="utf-8") for path in files)
+
+    assert [] == [name for name in EVENTS if f'"{name}"' not in code]
+
+
 def test_event_names_are_a_noun_and_a_verb_in_lower_case() -> None:
     assert [] == [name for name in EVENTS if not re.fullmatch(r"[a-z]+\.[a-z_]+", name)]
     assert {"debug", "info", "warning", "error"} >= {event.level for event in EVENTS.values()}
