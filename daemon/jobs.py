@@ -1,4 +1,4 @@
-"""The words of a job: states, allowed moves, outcomes of one attempt, backoff. No I/O.
+"""The words of a job: its states, what is asked for, one attempt in hand, backoff. No I/O.
 
     pending --claim--> processing --> completed | failed | cancelled        (final)
        ^                  |  |
@@ -17,7 +17,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import Decimal
 from enum import StrEnum
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -32,19 +31,7 @@ class State(StrEnum):
     CANCELLED = "cancelled"
 
 
-ACTIVE = frozenset({State.PENDING, State.PROCESSING, State.WAITING})
 FINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
-
-MOVES: dict[State, frozenset[State]] = {
-    State.PENDING: frozenset({State.PROCESSING, State.CANCELLED, State.FAILED}),
-    State.PROCESSING: frozenset(
-        {State.PENDING, State.WAITING, State.COMPLETED, State.FAILED, State.CANCELLED}
-    ),
-    State.WAITING: frozenset({State.PENDING, State.CANCELLED}),
-    State.COMPLETED: frozenset(),
-    State.FAILED: frozenset({State.PENDING}),
-    State.CANCELLED: frozenset({State.PENDING}),
-}
 
 
 @dataclass(slots=True)
@@ -111,61 +98,11 @@ class ClaimedJob(NamedTuple):
     slot: str | None = None
 
 
-# Outcomes: one attempt ends in exactly one of these, and only workers.py makes them.
-
-
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """result: JSON text or None."""
-
-    result_text: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """For good. error: a problem object {code, message, hint, ...}."""
-
-    error: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class TryAgain:
-    """Pending again after `delay_s` seconds; the attempt counts."""
-
-    error: Mapping[str, Any]
-    delay_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Released:
-    """Pending again; the attempt is given back (shutdown, paused lane, spent budget)."""
-
-    why: str
-    delay_s: float = 0.0
-
-
 @dataclass(frozen=True, slots=True)
 class FannedOut:
     """Waiting until all `children` have ended."""
 
     children: Sequence[Child]
-
-
-@dataclass(frozen=True, slots=True)
-class Cancelled:
-    """The user's cancel reached the running attempt."""
-
-
-Outcome = Completed | Failed | TryAgain | Released | FannedOut | Cancelled
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """USD. unknown_calls: paid calls whose outcome, hence whose bill, is not known."""
-
-    estimated_usd: Decimal = Decimal(0)
-    actual_usd: Decimal = Decimal(0)
-    unknown_calls: int = 0
 
 
 def backoff_s(

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
@@ -22,7 +21,7 @@ from uuid import UUID
 
 from daemon.db import Database
 from daemon.errors import BudgetSpent
-from daemon.jobs import ClaimedJob, Cost
+from daemon.jobs import ClaimedJob
 from daemon.settings import Budgets
 from daemon.storage import Storage, StoredFile
 
@@ -99,39 +98,6 @@ class Budget:
     limit_usd: Decimal | None
     reserved_usd: Decimal
     spent_usd: Decimal
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call of a job. state: open, done, failed, unknown; tries: 2 when an unknown outcome came before."""
-
-    id: UUID
-    name: str
-    provider: str
-    model: str
-    state: str
-    tries: int
-    estimated_usd: Decimal
-    actual_usd: Decimal | None
-    request_id: str | None
-    code: str | None
-    created_at: datetime
-    ended_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Spending:
-    """One group of calls; what was not grouped by is None."""
-
-    day: date | None
-    kind: str | None
-    provider: str | None
-    user_id: str | None
-    calls: int
-    failed_calls: int
-    unknown_calls: int
-    estimated_usd: Decimal
-    actual_usd: Decimal
 
 
 class Ledger:
@@ -224,10 +190,6 @@ class Ledger:
         """Let a done step be called again, because its file is gone; its cost stays."""
         await self._db.fetch("drop_result", step_id)
 
-    async def forget(self, job_ids: Sequence[UUID]) -> list[str]:
-        """Erase the results of these jobs, keep their cost; the hashes of files that may now be orphans."""
-        return [row["sha256"] for row in await self._db.fetch("forget_steps", list(job_ids))]
-
     # -- budgets -------------------------------------------------------------------------------------
 
     async def find_full_budget(
@@ -274,35 +236,6 @@ class Ledger:
     def _find_default(self, row: Mapping[str, Any]) -> Decimal | None:
         place: int = ("total", "user", "project").index(row["scope"]) * 2 + (row["period"] == "month")
         return self._defaults[place]
-
-    # -- reads ---------------------------------------------------------------------------------------
-
-    async def cost_of_jobs(self, job_ids: Sequence[UUID]) -> dict[UUID, Cost]:
-        """What each job has cost so far, its children included."""
-        rows = await self._db.fetch("cost_of_jobs", list(job_ids))
-        return {
-            row["job_id"]: Cost(row["estimated_usd"], row["actual_usd"], row["unknown_calls"]) for row in rows
-        }
-
-    async def read_calls(self, job_id: UUID) -> list[Call]:
-        """The calls a job made itself, oldest first."""
-        return [Call(**row) for row in await self._db.fetch("read_calls", job_id)]
-
-    async def read_spending(
-        self,
-        since: datetime,
-        until: datetime,
-        *,
-        group_by: frozenset[str],
-        user_id: str | None = None,
-        limit: int = 10_000,
-    ) -> list[Spending]:
-        """Calls and money in [since, until) by any of day, kind, provider, user. user_id: only this user's."""
-        flags = [group in group_by for group in ("day", "kind", "provider", "user")]
-        return [
-            Spending(**row)
-            for row in await self._db.fetch("read_spending", since, until, user_id, *flags, limit)
-        ]
 
 
 async def sweep_orphans(db: Database, storage: Storage, *, age_s: float = 86_400.0) -> tuple[int, int]:

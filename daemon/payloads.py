@@ -41,7 +41,6 @@ def _is_storable(value: str) -> str:
     return value
 
 
-Text = Annotated[str, AfterValidator(_is_storable)]
 Line = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=500),

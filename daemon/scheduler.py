@@ -299,10 +299,6 @@ class Scheduler:
             heapq.heappush(queue.turns, (user.turn, self._serial, user))
         return added
 
-    def forget(self, fence: int) -> None:
-        """A fence that was claimed, or proved to be no longer pending."""
-        self.known.pop(fence, None)
-
     def promote_due(self) -> float | None:
         """Move what is due from the timers to the ready jobs; seconds until the next, None without one."""
         now = self._clock()

@@ -20,18 +20,6 @@ def span(name: str, attributes: Mapping[str, Any] | None = None) -> AbstractCont
     return context
 
 
-def current_traceparent() -> str | None:
-    """The W3C traceparent of the span we are in, to be kept with a job; None without one."""
-    if _tracer() is None:
-        return None
-    from opentelemetry import trace
-
-    context = trace.get_current_span().get_span_context()
-    if not context.is_valid:
-        return None
-    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
-
-
 @functools.cache
 def _tracer() -> Any:
     try:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 from uuid import UUID
 
 import asyncpg
@@ -26,7 +26,6 @@ from daemon.webhook_sending import new_secret
 EventType = Literal[
     "job.completed", "job.failed", "job.cancelled", "job.started", "job.item_completed", "budget.exhausted"
 ]
-EVENT_TYPES: tuple[str, ...] = get_args(EventType)
 MAX_ENDPOINTS = 20  # of one user
 
 

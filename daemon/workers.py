@@ -15,7 +15,6 @@ import asyncio
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from uuid import UUID
 
 from daemon import db as database
 from daemon import logs, metrics, outcomes
@@ -529,10 +528,6 @@ class Workers:
                     await self._empty.wait()
             except TimeoutError:
                 pass
-
-    def held_ids(self) -> list[UUID]:
-        """The jobs in this process's hands."""
-        return [r.job.id for r in self.running.values()] + [job.id for job in self._todo]
 
 
 def _describe_stack(task: asyncio.Task[Any]) -> str:

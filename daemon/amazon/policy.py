@@ -220,8 +220,3 @@ def _as_shown(text: str) -> str:
         for ch in plain
         if unicodedata.category(ch) not in ("Cf", "Mn")
     )
-
-
-def is_refused(text: str) -> bool:
-    """True when a finding of severity fail stands in the text."""
-    return any(finding.severity == "fail" for finding in check_text(text))

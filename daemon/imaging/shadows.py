@@ -37,14 +37,6 @@ def shade_ground(
     return _enlarge(contact, width, height), _enlarge(cast, width, height)
 
 
-def shade_wall(alpha: FloatMask, *, shift: float, sigma: float) -> FloatMask:
-    """The soft shadow on a flat backdrop right behind the product; shift and sigma as shares of the canvas."""
-    height, width = alpha.shape
-    move = np.array([[1, 0, shift * width], [0, 1, abs(shift) * 0.6 * height]], dtype=np.float32)
-    moved = cv2.warpAffine(alpha, move, (width, height))
-    return blur(np.asarray(moved, dtype=np.float32), sigma * max(width, height))
-
-
 def ground_line(alpha: FloatMask) -> npt.NDArray[np.float32]:
     """For each column the y (px) of the ground under the product, from its feet; NaN where it has none."""
     height, width = alpha.shape

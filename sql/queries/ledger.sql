@@ -53,10 +53,6 @@ update listingd.steps
 set identity = null, content_sha256 = null, content_type = null, document = null
 where id = $1 and state = 'done'
 
--- name: forget_steps
--- Hashes of files that may now be without an owner. $1 jobs
-select f.sha256 from listingd.forget_steps($1) as f (sha256)
-
 -- name: find_full_budget
 -- The budget with no room for so much more, if any. $1 user, $2 project, $3 USD, $4 default limits numeric[6]
 select b.scope, b.subject, b.period, b.limit_usd, b.used_usd, b.ends_in_s
@@ -104,48 +100,3 @@ where
     and ($2::text is null or coalesce(b.subject, c.subject) = $2)
 order by 1 desc, 2, 3
 limit $3
-
--- name: cost_of_jobs
--- One row a job: job_id, estimated_usd, actual_usd, unknown_calls; children count with their parent. $1 jobs
-select
-    a.id as job_id,
-    coalesce(sum(s.estimated_usd) filter (where s.state <> 'failed'), 0) as estimated_usd,
-    coalesce(sum(s.actual_usd), 0) as actual_usd,
-    count(*) filter (where s.state = 'unknown') as unknown_calls
-from unnest($1::uuid[]) as a (id)
-left join lateral (
-    select a.id
-    union all
-    select j.id from listingd.jobs as j where j.parent_id = a.id
-) as f (id) on true
-left join listingd.steps as s on s.job_id = f.id
-group by a.id
-
--- name: read_calls
--- A job's own steps, oldest first: what was called, what it cost, how it ended. $1 job
-select
-    s.id, s.name, s.provider, s.model, s.state, s.tries, s.estimated_usd, s.actual_usd, s.request_id, s.code,
-    s.created_at, s.ended_at
-from listingd.steps as s
-where s.job_id = $1
-order by s.created_at, s.id
-
--- name: read_spending
--- Calls and money grouped as asked: day, kind, provider, user_id (null where not grouped by), calls, failed_calls,
--- unknown_calls, estimated_usd, actual_usd. $1 from, $2 to, $3 user or null for all,
--- $4 by day, $5 by kind, $6 by provider, $7 by user, $8 limit
-select
-    case when $4 then s.reserved_on end as day,
-    case when $5 then s.kind end as kind,
-    case when $6 then s.provider end as provider,
-    case when $7 then s.user_id end as user_id,
-    count(*) as calls,
-    count(*) filter (where s.state = 'failed') as failed_calls,
-    count(*) filter (where s.state = 'unknown') as unknown_calls,
-    coalesce(sum(s.estimated_usd) filter (where s.state <> 'failed'), 0) as estimated_usd,
-    coalesce(sum(s.actual_usd), 0) as actual_usd
-from listingd.steps as s
-where s.created_at >= $1 and s.created_at < $2 and ($3::text is null or s.user_id = $3)
-group by 1, 2, 3, 4
-order by 1, 2, 3, 4
-limit $8

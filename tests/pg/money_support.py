@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
+
+import asyncpg
 
 from daemon.db import Database
 from daemon.handlers.context import StepValue
@@ -18,6 +21,7 @@ from daemon.providers.protocols import Usage
 from daemon.settings import Budgets
 from daemon.steps import Steps
 from daemon.storage import Storage
+from daemon.views import Views
 
 PRICE = Decimal("0.25")
 
@@ -142,6 +146,21 @@ async def kill(daemon: Daemon, rescuer: Daemon) -> None:
 async def count_states(daemon: Daemon) -> dict[str, int]:
     rows = await daemon.db.pool.fetch("select state, count(*) as n from listingd.steps group by state")
     return {row["state"]: row["n"] for row in rows}
+
+
+async def read_cost(daemon: Daemon, job_id: UUID) -> tuple[Decimal, Decimal, int]:
+    """(estimated, actual) in USD and the calls of unknown outcome, as the API shows them."""
+    job = await Views(daemon.db).read_job(job_id, None)
+    assert job is not None
+    cost = json.loads(job.fields["cost"])
+    return Decimal(cost["estimated_usd"]), Decimal(cost["actual_usd"]), cost["unknown_calls"]
+
+
+async def read_calls(daemon: Daemon, job_id: UUID) -> list[asyncpg.Record]:
+    """The steps of a job, oldest first."""
+    return await daemon.db.pool.fetch(
+        "select * from listingd.steps where job_id = $1 order by created_at, id", job_id
+    )
 
 
 async def read_spend(

@@ -174,7 +174,6 @@ READS: dict[str, tuple[Arguments, int]] = {
     "find_owner": (lambda q: [q.completed, USER], 10),
     "read_project": (lambda q: [q.project, USER], 300),
     "find_photo": (lambda q: [USER, q.completed, q.completed], 10),
-    "cost_of_jobs": (lambda q: [[q.completed, q.failed]], 30),
     "find_owned": (lambda q: [["nobody's"]], 10),
 }  # fmt: skip
 # With the reader's role, behind row level security.

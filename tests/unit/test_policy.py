@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.amazon.policy import PATTERNS, check_text, is_refused
+from daemon.amazon.policy import PATTERNS, check_text
 
 RULES = Path(__file__).parents[3] / "shared" / "data" / "amazon_rules.json"
 
@@ -47,7 +47,6 @@ def test_refused_wording_is_a_fail(rule: str, text: str) -> None:
     assert rule in found
     assert "fail" == found[rule].severity
     assert "/a/0" == found[rule].pointer
-    assert is_refused(text)
 
 
 @pytest.mark.parametrize(("rule", "text"), [(r, t) for r, ts in WARNED.items() for t in ts])
@@ -55,7 +54,7 @@ def test_doubtful_wording_is_a_warning(rule: str, text: str) -> None:
     found = {finding.id: finding.severity for finding in check_text(text)}
 
     assert "warn" == found[rule]
-    assert not is_refused(text)
+    assert "fail" not in found.values()
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def test_disguised_letters_are_read_as_shown(text: str) -> None:
 
     Hyphens that do not break come from any word processor.
     """
-    assert is_refused(text)
+    assert "fail" in {finding.severity for finding in check_text(text)}
 
 
 def test_finding_becomes_a_check_with_pointer() -> None:

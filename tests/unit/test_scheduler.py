@@ -266,7 +266,7 @@ def test_what_a_user_has_too_much_of_stays_in_the_database(monkeypatch: pytest.M
     assert 500 in scheduler.take(2)
     taken = scheduler.take(90)
     for fence in taken:
-        scheduler.forget(fence)
+        scheduler.known.pop(fence)
     assert ("a", 101) == scheduler.spilled()
 
 
@@ -395,7 +395,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.order_is_kept(taken)
         for fence in taken:
             self.model.running[fence] = self.model.ready.pop(fence)
-            self.scheduler.forget(fence)
+            self.scheduler.known.pop(fence)
         if len(taken) < slots:
             assert not [
                 owner for owner in self.model.ready.values() if self.can_run(*owner, was_full=was_full)
@@ -475,7 +475,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.scheduler.ended(*self.model.running.pop(fence))
             for fence in self.scheduler.take(3):
                 self.model.running[fence] = self.model.ready.pop(fence)
-                self.scheduler.forget(fence)
+                self.scheduler.known.pop(fence)
         assert not self.model.ready
 
 
