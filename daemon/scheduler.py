@@ -259,12 +259,7 @@ class Scheduler:
         queue = self.kinds.get(kind)
         if queue is None:
             return 0
-        user = self.users.get(user_id)
-        if user is None:
-            user = self.users[user_id] = UserQueue(
-                user_id, weight=self._weights.get(user_id, 1.0), turn=self._turn,
-                paused=user_id in self._paused_users,
-            )  # fmt: skip
+        user = self.users.get(user_id) or self._meet(user_id)
         if user.size == 0 and user.turn < self._turn:
             user.turn = self._turn  # no credit for the time without work
         backlog = user.backlogs.get(kind)
@@ -298,6 +293,13 @@ class Scheduler:
             self._serial += 1
             heapq.heappush(queue.turns, (user.turn, self._serial, user))
         return added
+
+    def _meet(self, user_id: str) -> UserQueue:
+        user = self.users[user_id] = UserQueue(
+            user_id, weight=self._weights.get(user_id, 1.0), turn=self._turn,
+            paused=user_id in self._paused_users,
+        )  # fmt: skip
+        return user
 
     def promote_due(self) -> float | None:
         """Move what is due from the timers to the ready jobs; seconds until the next, None without one."""
@@ -435,9 +437,7 @@ class Scheduler:
         if user is None:
             if user_id in self._paused_users:
                 return False
-            user = self.users[user_id] = UserQueue(
-                user_id, weight=self._weights.get(user_id, 1.0), turn=self._turn
-            )
+            user = self._meet(user_id)
         if user.paused or user.size or user.spilled_from is not None or user.running >= self._user_limit:
             return False
         self._count_started(queue, user)
@@ -460,12 +460,7 @@ class Scheduler:
 
     def count_fresh(self, kind: str, user_id: str) -> None:
         """Count a job as running that was claimed at sight."""
-        user = self.users.get(user_id)
-        if user is None:
-            user = self.users[user_id] = UserQueue(
-                user_id, weight=self._weights.get(user_id, 1.0), turn=self._turn,
-                paused=user_id in self._paused_users,
-            )  # fmt: skip
+        user = self.users.get(user_id) or self._meet(user_id)
         self._count_started(self.kinds[kind], user)
         self.waits_s[kind].append(0.0)
 

@@ -146,6 +146,50 @@ def test_a_user_without_jobs_is_forgotten() -> None:
     assert {"many"} >= scheduler.users.keys(), "named until the next turn"
 
 
+def test_who_has_one_long_job_running_saves_up_no_credit_either() -> None:
+    scheduler, _ = make()
+    scheduler.add(1, "ping", "late", 0)
+    scheduler.take(1)  # runs all the while, so that "late" is not forgotten
+    for fence in range(101, 201):
+        scheduler.add(fence, "ping", "busy", 0)
+    scheduler.take(50)
+    for fence in range(1001, 1101):
+        scheduler.add(fence, "ping", "late", 0)
+
+    taken = Counter("late" if fence > 1000 else "busy" for fence in scheduler.take(20))
+
+    assert 10 == pytest.approx(taken["late"], abs=1)
+
+
+def test_what_one_user_took_alone_is_counted_by_weight_too() -> None:
+    scheduler, _ = make()
+    scheduler.configure_users({"heavy": 4.0}, frozenset())
+    for fence in range(1001, 1101):
+        scheduler.add(fence, "ping", "heavy", 0)
+    scheduler.take(40)
+    for fence in range(2001, 2101):
+        scheduler.add(fence, "ping", "light", 0)
+
+    taken = Counter(fence // 1000 for fence in scheduler.take(20))
+
+    assert 16 == pytest.approx(taken[1], abs=1)
+
+
+def test_jobs_started_at_birth_or_at_sight_are_turns_too() -> None:
+    """Else a user whose jobs come one by one would have the turns of two."""
+    scheduler, _ = make()
+    for _ in range(4):
+        assert scheduler.admit("ping", "early")
+        scheduler.count_fresh("ping", "early")
+    for index in range(20):
+        scheduler.add(1000 + index, "ping", "early", 0)
+        scheduler.add(2000 + index, "ping", "other", 0)
+
+    taken = Counter(fence // 1000 for fence in scheduler.take(16))
+
+    assert 12 == pytest.approx(taken[2], abs=1)
+
+
 def test_priority_goes_first_but_only_for_its_head_start() -> None:
     scheduler, clock = make(priority_step_s=6.0)
     scheduler.add(1, "ping", "a", 0)
