@@ -22,7 +22,7 @@ from daemon.amazon.aplus_limits import MAX_IMAGE_BYTES
 from daemon.errors import ListingdError, Reject
 from daemon.handlers.context import Asset, JobContext, StepValue
 from daemon.handlers.cutouts import Cutout, hash_bytes
-from daemon.handlers.painting import PAINT_TIMEOUT_S, inspect_answer
+from daemon.handlers.painting import PAINT_TIMEOUT_S, paid_picture
 from daemon.handlers.prompts import paint_prompt
 from daemon.imaging import codec, compose, provenance
 from daemon.imaging.typeset import Typesetter, Weight, require_drawable
@@ -154,15 +154,7 @@ async def _paint(ctx: JobContext, request: PaintRequest, place: ImagePlace, cuto
 
     async def call() -> StepValue:
         answer = await painter.paint(request, timeout_s=PAINT_TIMEOUT_S)
-        return StepValue(
-            usage=answer.usage,
-            data=answer.image,
-            content_type=inspect_answer(answer.image, painter.name).content_type,
-            document={"generated": answer.generated, "derived": answer.derived},
-            model=answer.model,
-            request_id=answer.request_id,
-            rate=answer.rate,
-        )
+        return paid_picture(answer, painter.name)
 
     decisive = json.dumps(
         [request.prompt, request.seed, request.width_px, request.height_px, request.palette,

@@ -64,15 +64,7 @@ async def paint_picture(ctx: JobContext, wanted: ImageInput, cutout: Cutout) -> 
         answer = await _paint_with_previews(ctx, request) if wanted.preview else await painter.paint(
             request, timeout_s=PAINT_TIMEOUT_S
         )  # fmt: skip
-        return StepValue(
-            usage=answer.usage,
-            data=answer.image,
-            content_type=inspect_answer(answer.image, painter.name).content_type,
-            document={"generated": answer.generated, "derived": answer.derived},
-            model=answer.model,
-            request_id=answer.request_id,
-            rate=answer.rate,
-        )
+        return paid_picture(answer, painter.name)
 
     value = await ctx.step(
         f"paint:{wanted.slot}",
@@ -126,7 +118,20 @@ async def _paint_with_previews(ctx: JobContext, request: PaintRequest) -> PaintA
         saving.cancel()
 
 
-def inspect_answer(image: bytes, provider: str) -> codec.PictureInfo:
+def paid_picture(answer: PaintAnswer, provider: str) -> StepValue:
+    """What a step keeps of a painter's answer. Errors: ProviderError as _inspect_answer."""
+    return StepValue(
+        usage=answer.usage,
+        data=answer.image,
+        content_type=_inspect_answer(answer.image, provider).content_type,
+        document={"generated": answer.generated, "derived": answer.derived},
+        model=answer.model,
+        request_id=answer.request_id,
+        rate=answer.rate,
+    )
+
+
+def _inspect_answer(image: bytes, provider: str) -> codec.PictureInfo:
     """An answer that is no picture is kept out of the store. Errors: ProviderError permanent."""
     try:
         return codec.inspect(image)
