@@ -574,6 +574,25 @@ def test_json_for_the_books_is_left_alone_when_it_is_sound() -> None:
     assert '{"a": [1, "\\u00e9"], "usd": "1.5"}' == encode_json({"a": [1, "\u00e9"], "usd": Decimal("1.5")})
 
 
+async def test_a_call_of_the_dead_holds_up_nobody_before_its_rescue(daemon: Daemon, storage: Storage) -> None:
+    """Its lease is over: nobody will end this call, and its job may be rescued by a process that comes later."""
+    other = await start_daemon(daemon.db, storage, instance="two")
+    lost = Provider(gate=asyncio.Event())
+    dead = asyncio.create_task(daemon.pay(await claim_job(daemon), lost))
+    await lost.began.wait()
+    await daemon.db.pool.execute(
+        "update listingd.workers set lease_until = now() - interval '1 s' where id = $1", daemon.worker
+    )
+
+    async with asyncio.timeout(20):
+        value = await other.pay(await claim_job(other), Provider())
+
+    assert not value.reused
+    assert {"unknown": 1, "done": 1} == await count_states(other)
+    dead.cancel()
+    await asyncio.wait({dead})
+
+
 def test_an_identity_is_not_confused_by_joining() -> None:
     assert hash_identity(["ab", "c"]) != hash_identity(["a", "bc"])
     assert hash_identity(["a"]) != hash_identity(["a", ""])

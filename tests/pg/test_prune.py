@@ -108,6 +108,15 @@ async def test_a_file_that_another_step_names_is_in_use(db: Database, connection
     assert ["shared"] == [row["sha256"] for row in await db.fetch("find_owned", ["shared", "nobody's"])]
 
 
+async def test_a_job_made_long_ago_that_ended_just_now_is_kept(
+    db: Database, connection: asyncpg.Connection
+) -> None:
+    late = await end_job(connection, days_ago=2)
+    await connection.execute("update listingd.job_states set finished_at = now() where id = $1", late)
+
+    assert 0 == (await prune(db))["jobs"]
+
+
 async def test_retention_looks_at_old_jobs_alone(db: Database, connection: asyncpg.Connection) -> None:
     """It runs every minute: reading a million young jobs each time would be a scan."""
     old = await end_job(connection, days_ago=2, state="failed")

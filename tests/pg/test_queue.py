@@ -152,6 +152,22 @@ async def test_no_claim_without_a_lease(desk: Desk) -> None:
     (job_id,) = await desk.create()
 
     assert [] == (await desk.flush(claims=[await desk.fence(job_id)], worker=dead)).claimed
+    fresh = await desk.queue.claim_fresh(
+        desk.connection, 0, limit=9, kinds=["ping"], waiting_users=[], worker=dead
+    )
+    assert [] == fresh.claimed
+
+
+async def test_a_worker_that_stops_with_a_job_in_hand_leaves_it_to_the_next_rescue(desk: Desk) -> None:
+    """Its stop is no proof that its hands are empty: an end may not have been written."""
+    stopped = await desk.start_worker()
+    (job_id,) = await desk.create()
+    await desk.flush(claims=[await desk.fence(job_id)], worker=stopped)
+
+    await desk.db.fetch("stop_worker", stopped)
+    rescued = await desk.queue.rescue(allowed_rescues=2, dead_instance=None, own_worker=desk.worker)
+
+    assert [job_id] == [row["id"] for row in rescued]
 
 
 async def test_two_crashes_fail_a_job_without_spending_attempts(desk: Desk) -> None:
@@ -167,6 +183,23 @@ async def test_two_crashes_fail_a_job_without_spending_attempts(desk: Desk) -> N
         assert (state, rescues) == (row["state"], row["rescues"])
     assert "worker_crashed" == json.loads(row["error"])["code"]
     assert 1 == row["attempt"]
+
+
+async def test_an_explicit_retry_forgives_earlier_crashes(desk: Desk) -> None:
+    (job_id,) = await desk.create()
+    await desk.connection.execute(
+        "update listingd.job_states set state = 'failed', finished_at = now(), rescues = 2 where id = $1",
+        job_id,
+    )
+    await desk.queue.retry(job_id)
+    dead = await desk.start_worker()
+    await desk.flush(claims=[await desk.fence(job_id)], worker=dead)
+    await desk.connection.execute("update listingd.workers set lease_until = now() where id = $1", dead)
+
+    await desk.queue.rescue(allowed_rescues=2, dead_instance=None, own_worker=desk.worker)
+
+    row = await desk.row(job_id)
+    assert ("pending", 1) == (row["state"], row["rescues"])
 
 
 async def test_only_the_dead_are_rescued(desk: Desk) -> None:

@@ -97,10 +97,12 @@ async def test_missed_times_are_made_up_for_as_asked(db: Database, schedules: Sc
     assert {"skip": 0, "once": 1, "all": 4}[missed] == len(fired) == len(await jobs(db))
 
 
-async def test_an_open_job_holds_the_next_one_back(db: Database, schedules: Schedules) -> None:
+@pytest.mark.parametrize("state", ["pending", "processing", "waiting"])
+async def test_an_open_job_holds_the_next_one_back(db: Database, schedules: Schedules, state: str) -> None:
     await schedules.set(Schedule("s", "ping", {}, "0 * * * *", overlap="skip"), datetime.now(UTC))
     await wait_since(db)
     [first] = await schedules.fire_due()
+    await db.pool.execute("update listingd.job_states set state = $2 where id = $1", first, state)
 
     await wait_since(db)
     while_open = await schedules.fire_due()
