@@ -110,16 +110,45 @@ async def test_a_stale_worker_writes_nothing(desk: Desk) -> None:
     rescued = await desk.queue.rescue(allowed_rescues=2, dead_instance=None, own_worker=desk.worker)
     before = await desk.row(job_id)
 
-    ended = await desk.flush(Ended(fence, State.COMPLETED, "1"), worker=stale)
-    progress = await desk.queue.report_progress({fence: {"done": 1}}, stale)
-    asset = await desk.db.fetchval(
-        "save_asset", fence, stale, new_id(), None, "image", "image/png", 1, 1, 1, "0" * 64, None, "[]", False, "", ""
-    )  # fmt: skip
-    document = await desk.db.fetchval("save_aplus_content", fence, stale, new_id(), "en-US", "{}")
+    written = await _write_all(desk, fence, stale)
 
     assert [job_id] == [row["id"] for row in rescued]
-    assert ([fence], set(), None, None) == (ended.lost, progress, asset, document)
+    assert _NOTHING == written
     assert before == await desk.row(job_id)
+
+
+async def test_an_attempt_that_has_ended_writes_nothing_more(desk: Desk) -> None:
+    """A handler that swallowed its cancellation runs on, and the fence of what has ended stays."""
+    job_id, fence = await desk.claim()
+    await desk.flush(Ended(fence, State.CANCELLED))
+    before = await desk.row(job_id)
+
+    assert _NOTHING == await _write_all(desk, fence, desk.worker)
+    assert before == await desk.row(job_id)
+
+
+async def test_a_fence_in_the_hands_of_another_worker_writes_nothing(desk: Desk) -> None:
+    """Both have tried to claim it; who was too late may believe that it was not."""
+    job_id, fence = await desk.claim()
+    other = await desk.start_worker()
+    before = await desk.row(job_id)
+
+    assert _NOTHING == await _write_all(desk, fence, other)
+    assert before == await desk.row(job_id)
+
+
+_NOTHING = (True, set(), None, None)
+
+
+async def _write_all(desk: Desk, fence: int, worker: int) -> tuple[bool, set[int], Any, Any]:
+    """Every write of an attempt: whether its end was lost, whose progress was written, the asset, the document."""
+    progress = await desk.queue.report_progress({fence: {"done": 1}}, worker)
+    asset = await desk.db.fetchval(
+        "save_asset", fence, worker, new_id(), None, "image", "image/png", 1, 1, 1, "0" * 64, None, "[]", False, "", ""
+    )  # fmt: skip
+    document = await desk.db.fetchval("save_aplus_content", fence, worker, new_id(), "en-US", "{}")
+    ended = await desk.flush(Ended(fence, State.COMPLETED, "1"), worker=worker)
+    return [fence] == ended.lost, progress, asset, document
 
 
 async def test_a_retry_is_pending_with_a_later_run_at_and_a_new_fence(desk: Desk) -> None:

@@ -190,6 +190,23 @@ def test_jobs_started_at_birth_or_at_sight_are_turns_too() -> None:
     assert 12 == pytest.approx(taken[2], abs=1)
 
 
+def test_a_refused_place_costs_no_turn() -> None:
+    scheduler, _ = make()
+    scheduler.configure_kind("ping", limit=None, paused=False, shared_limit=1)
+    for index in range(10):
+        scheduler.add(1000 + index, "ping", "a", 0)
+        scheduler.add(2000 + index, "ping", "b", 0)
+    for _ in range(5):
+        assert [1000] == scheduler.take(1)
+        scheduler.put_back([(1000, "ping", "a")])
+        scheduler.reopen()
+    scheduler.configure_kind("ping", limit=None, paused=False, shared_limit=10)
+
+    taken = Counter(fence // 1000 for fence in scheduler.take(10))
+
+    assert {1: 5, 2: 5} == taken
+
+
 def test_priority_goes_first_but_only_for_its_head_start() -> None:
     scheduler, clock = make(priority_step_s=6.0)
     scheduler.add(1, "ping", "a", 0)
