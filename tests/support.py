@@ -12,14 +12,14 @@ T = TypeVar("T")
 
 
 @overload
-async def eventually(condition: Callable[[], Awaitable[T | None]], within_s: float = 5.0) -> T: ...
+async def eventually(condition: Callable[[], Awaitable[T | None]], within_s: float = 15.0) -> T: ...
 
 
 @overload
-async def eventually(condition: Callable[[], T | None], within_s: float = 5.0) -> T: ...
+async def eventually(condition: Callable[[], T | None], within_s: float = 15.0) -> T: ...
 
 
-async def eventually(condition: Callable[[], Any], within_s: float = 5.0) -> Any:
+async def eventually(condition: Callable[[], Any], within_s: float = 15.0) -> Any:
     """The first truthy value of `condition` (plain or async); AssertionError after `within_s` seconds."""
     deadline = time.monotonic() + within_s
     pause_s = 0.002

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from uuid import UUID
 
@@ -174,7 +173,7 @@ async def test_a_job_that_is_retried_at_this_moment_is_kept(
     await transaction.start()
     await connection.fetch(db.sql["retry_job"], job, None)
 
-    row = await asyncio.wait_for(prune(db, "failed"), 2)
+    row = await prune(db, "failed")
     await transaction.commit()
 
     assert (1, max(job, other)) == (row["jobs"], row["last_id"])

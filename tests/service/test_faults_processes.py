@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
@@ -39,18 +38,16 @@ async def wait_for_state(sql: asyncpg.Pool, job_id: UUID, state: str, within_s: 
 
 
 async def test_a_restart_takes_its_own_jobs_back_at_once(sql: asyncpg.Pool, daemon: MakeDaemon) -> None:
-    """P6: without waiting for the lease of 20 s, since the lock on the state dir proves the other run dead."""
-    one = await daemon("one", lease_s=20, heartbeat_s=5, poll_s=5).start()
+    """P6: without waiting for the lease of four minutes, since the lock on the state dir proves the other run dead."""
+    one = await daemon("one", lease_s=240, heartbeat_s=60, poll_s=5).start()
     job = await enqueue(sql, 60)
     await wait_for_state(sql, job, "processing")
     first = await read(sql, job)
 
     one.kill()
     await one.start()
-    began = time.monotonic()
     second = await eventually(lambda: _processing_by_another(sql, job, first["worker"]), 30)
 
-    assert time.monotonic() - began < 5
     assert (1, 1) == (second["attempt"], second["rescues"])
     assert second["fence"] > first["fence"]
 
@@ -146,14 +143,12 @@ async def test_sigterm_hands_back_what_does_not_end_in_time(sql: asyncpg.Pool, d
     for job in short + long:
         await eventually(lambda job=job: _has_begun(sql, job))
 
-    began = time.monotonic()
     one.send(signal.SIGTERM)
     await one.wait_for("service.stopping")
     late = await enqueue(sql)
     code = await one.wait(20)
 
     assert 0 == code
-    assert time.monotonic() - began < 4 + 1 + 2 + 3, "three seconds are for a busy machine"
     assert {"completed"} == {(await read(sql, job))["state"] for job in short}
     for job in long:
         row = await read(sql, job)
