@@ -21,6 +21,7 @@ from daemon.queue import Queue
 from daemon.scheduler import Scheduler
 from daemon.settings import Settings
 from daemon.storage import Storage, open_storage
+from tests.pg.test_prune import end_job
 
 
 @dataclass
@@ -218,6 +219,33 @@ async def test_without_a_limit_results_stay_with_their_jobs(db: Database, settin
     await house.keeper.retain()
 
     assert await house.storage.exists(kept)
+
+
+async def test_ended_jobs_stay_as_long_as_their_state_says(db: Database, settings: Settings) -> None:
+    house = await keep_house(db, settings, completed_days=3, failed_days=9)
+    async with db.acquire() as connection:
+        for state in ("completed", "failed", "cancelled"):
+            for days_ago in (2, 5, 10):
+                await end_job(connection, days_ago=days_ago, state=state)
+
+    await house.keeper.retain()
+
+    rows = await db.pool.fetch("select state, count(*) as n from listingd.job_states group by state")
+    assert {"completed": 1, "failed": 2, "cancelled": 2} == {row["state"]: row["n"] for row in rows}
+
+
+async def test_an_idempotency_key_holds_for_a_day(house: House) -> None:
+    for hours in (1, 23, 25, 100):
+        await house.execute(
+            "insert into listingd.idempotency_keys (principal, key, fingerprint, created_at)"
+            " values ('ann', $1, 'x', now() - make_interval(hours => $2))",
+            str(hours), hours,
+        )  # fmt: skip
+
+    await house.keeper.retain()
+
+    rows = await house.db.pool.fetch("select key from listingd.idempotency_keys")
+    assert {"1", "23"} == {row["key"] for row in rows}
 
 
 async def test_a_file_stored_a_moment_ago_is_left_to_the_sweep(house: House) -> None:
