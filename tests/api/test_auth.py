@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 from aiohttp.test_utils import make_mocked_request
 
 from daemon.api.auth import BearerAuthenticator, RefusalLimit
+from daemon.api.limits import RequestLimit
 from daemon.api.principal import Principal
 from daemon.db import Database
 from daemon.errors import (
@@ -270,6 +271,17 @@ def test_ipv6_neighbours_share_a_limit() -> None:
     with pytest.raises(TooManyRequests):
         limit.check("2001:db8::2")
     limit.check("2001:db8:0:1::1")
+
+
+def test_requests_that_were_not_made_are_not_saved_up(clock: Clock) -> None:
+    limit, ann = RequestLimit(60, clock=clock), Principal("user", "user:ann", "ann", frozenset())
+    limit.take(ann)
+    clock.now += 86_400
+
+    for _ in range(60):
+        limit.take(ann)
+    with pytest.raises(TooManyRequests):
+        limit.take(ann)
 
 
 async def test_read_token_reads_one_job_on_its_stream(

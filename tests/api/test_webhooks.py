@@ -436,11 +436,15 @@ async def test_receiver_that_is_down_is_tried_again(house: House) -> None:
     assert ["webhook_unreachable"] == [attempt["code"] for attempt in delivery.attempts]
 
 
-async def test_deleted_endpoint_gets_nothing(
-    house: House, receiver: Receiver, endpoint: tuple[Endpoint, str]
+@pytest.mark.parametrize("how", ["deleted", "disabled"])
+async def test_endpoint_that_is_deleted_or_disabled_meanwhile_gets_nothing(
+    house: House, receiver: Receiver, endpoint: tuple[Endpoint, str], how: str
 ) -> None:
     await house.complete(await house.enqueue())
-    await house.webhooks.delete("", endpoint[0].id)
+    if how == "deleted":
+        await house.webhooks.delete("", endpoint[0].id)
+    else:
+        await house.webhooks.update("", endpoint[0].id, enabled=False)
 
     await house.deliver()
 

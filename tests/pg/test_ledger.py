@@ -275,6 +275,19 @@ async def test_an_answer_after_its_call_was_given_up_tells_its_price(daemon: Dae
     await asyncio.wait({booking})
 
 
+async def test_the_next_attempt_is_no_new_chance(daemon: Daemon) -> None:
+    """Two lost calls of a job are two, whichever attempts they belong to; only giving up starts a new count."""
+    provider = Provider(error=ambiguous())
+    job = await claim_job(daemon)
+    for error in (ProviderError, Reject, Reject):
+        with pytest.raises(error):
+            await daemon.pay(job, provider)
+        await end_attempt(daemon, job, error='{"code": "provider_timed_out", "message": "x"}')
+        job = await claim_again(daemon, job.id)
+
+    assert 2 == provider.calls
+
+
 async def test_after_giving_up_an_explicit_retry_may_call_again(daemon: Daemon) -> None:
     """The seller has looked at the bill and asks for it: two more calls, not none and not endless ones."""
     provider = Provider(error=ambiguous())
