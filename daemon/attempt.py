@@ -36,7 +36,7 @@ from daemon.errors import (
     UnsupportedMedia,
 )
 from daemon.handlers.context import Asset, Handler, JobContext, StepValue
-from daemon.jobs import ChildJob, ClaimedJob, new_id
+from daemon.jobs import ChildJob, ClaimedJob, Took, new_id
 from daemon.later import later
 from daemon.ledger import encode_json
 from daemon.payloads import INNER_INPUTS, INPUTS, Payload, PhotoRef
@@ -76,10 +76,11 @@ class Services:
 class Attempt:
     """Implements handlers.context.JobContext for one claimed job."""
 
-    __slots__ = ("_children", "_input", "_job", "_services")
+    __slots__ = ("_children", "_input", "_job", "_services", "_took")
 
-    def __init__(self, job: ClaimedJob, services: Services) -> None:
+    def __init__(self, job: ClaimedJob, took: Took, services: Services) -> None:
         self._job = job
+        self._took = took
         self._services = services
         self._input: Payload | None = None
         self._children: Sequence[ChildJob] | None = None
@@ -149,7 +150,7 @@ class Attempt:
     ) -> StepValue:
         return await self._services.steps.run(
             self._job, name, provider=provider, identity=identity, estimate_usd=estimate_usd, call=call,
-            rate_cost=rate_cost,
+            rate_cost=rate_cost, took=self._took,
         )  # fmt: skip
 
     async def load_photo(self, ref: PhotoRef) -> bytes:
@@ -216,6 +217,7 @@ class Attempt:
         )  # fmt: skip
         if version is None:
             raise Lost("The attempt was no longer ours when a file was to be attached.")
+        self._took.bytes += len(data)
         return asset
 
     async def save_document(self, locale: str, document: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from daemon import logs, metrics, outcomes
 from daemon.changes import Changes
 from daemon.errors import Unavailable
 from daemon.feeder import Feeder
-from daemon.jobs import ClaimedJob, State
+from daemon.jobs import ClaimedJob, State, Took
 from daemon.lease import Lease
 from daemon.places import Owner, Places
 from daemon.queue import Ended, Flushed, Queue
@@ -43,7 +43,7 @@ ASIDE_S = 1.0
 FLIGHTS = 2
 """Flushes that may be in flight at once, each on a connection of its own."""
 
-End = tuple[Ended, ClaimedJob, float]
+End = tuple[Ended, ClaimedJob, Took]
 """How an attempt ended, its job, and for how many seconds it ran."""
 
 log = logs.get_logger()
@@ -118,9 +118,9 @@ class Flusher:
         if self.feeder is not None:
             self.feeder.look()
 
-    def end(self, ended: Ended, job: ClaimedJob, run_s: float) -> None:
+    def end(self, ended: Ended, job: ClaimedJob, took: Took) -> None:
         """Have an end written with the next flush, and told once it is."""
-        self._ended.append((ended, job, run_s))
+        self._ended.append((ended, job, took))
         self._wanted.set()
 
     @property
@@ -291,18 +291,18 @@ class Flusher:
         lost, cancelled = set(done.lost), set(done.cancelled)
         if not lost and not self._tells and all(end.state is not State.FAILED for end, *_ in written):
             return
-        for end, job, run_s in written:
+        for end, job, took in written:
             if end.fence in lost:
                 metrics.JOBS_LOST.inc()
                 # Or written before, by a flush whose answer never came: how it ended is told in any case.
                 log.warning(
                     "job.lost", job_id=job.id, kind=job.kind, attempt=job.attempt, what="end", state=end.state,
-                    duration_s=round(run_s, 4),
+                    duration_s=round(took.duration_s, 4),
                 )  # fmt: skip
             elif self._tells or end.state is State.FAILED:
                 # Perhaps instead of a repetition.
                 stopped = end._replace(state=State.CANCELLED, delay_s=0.0) if end.fence in cancelled else end
-                _tell(stopped, job, run_s)
+                _tell(stopped, job, took)
 
     def _mark(self, ended: Sequence[End], claimed: Sequence[ClaimedJob]) -> None:
         """Hints for the event streams; parents show their children, so they changed too."""
@@ -384,13 +384,17 @@ class Flusher:
         return {row["fence"] for row in rows}
 
 
-def _tell(end: Ended, job: ClaimedJob, run_s: float) -> None:
+def _tell(end: Ended, job: ClaimedJob, took: Took) -> None:
     """The canonical line of one attempt."""
     facts: dict[str, Any] = {
         "job_id": job.id, "kind": job.kind, "user_id": job.user_id, "attempt": job.attempt,
     }  # fmt: skip
     if end.error_text is not None:
         facts["error"] = end.error_text
+    if took.provider_s:
+        facts |= {"provider_s": round(took.provider_s, 3), "cost_usd": str(took.cost_usd)}
+    if took.bytes:
+        facts["bytes"] = took.bytes
     if end.delay_s:
         facts["delay_s"] = round(end.delay_s, 3)
     match end.state:
@@ -404,4 +408,4 @@ def _tell(end: Ended, job: ClaimedJob, run_s: float) -> None:
             tell, event = log.info, "job.released"
         case _:
             tell, event = log.warning, "job.retry_scheduled"
-    tell(event, duration_s=round(run_s, 4), **facts)
+    tell(event, duration_s=round(took.duration_s, 4), **facts)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -103,6 +104,18 @@ class FannedOut:
     """Waiting until all `children` have ended."""
 
     children: Sequence[Child]
+
+
+@dataclass(slots=True)
+class Took:
+    """What one attempt took, for its line in the log. provider_s: its calls together, which may run side by side;
+    bytes: of the files that it kept.
+    """
+
+    duration_s: float = 0.0
+    provider_s: float = 0.0
+    cost_usd: Decimal = Decimal(0)
+    bytes: int = 0
 
 
 def backoff_s(

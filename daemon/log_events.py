@@ -25,6 +25,10 @@ def _event(level: str, keys: str, meaning: str) -> Event:
     return Event(level, frozenset(keys.split()), meaning)
 
 
+_TOOK = (
+    "duration_s provider_s cost_usd bytes"  # jobs.Took; without calls or files the last three are left out
+)
+
 EVENTS: dict[str, Event] = {
     # The process
     "service.ready": _event(
@@ -51,16 +55,14 @@ EVENTS: dict[str, Event] = {
     "job.step_done": _event(
         "info", "step provider duration_s cost_usd bytes reused", "A step has its checkpoint."
     ),
-    "job.completed": _event("info", "duration_s", "A job reached its result."),
+    "job.completed": _event("info", _TOOK, "A job reached its result."),
     "job.fanned_out": _event("info", "children", "A job waits for its children."),
-    "job.retry_scheduled": _event(
-        "warning", "error delay_s duration_s", "An attempt failed; another follows."
-    ),
-    "job.failed": _event("warning", "error duration_s", "A job failed for good."),
+    "job.retry_scheduled": _event("warning", f"error delay_s {_TOOK}", "An attempt failed; another follows."),
+    "job.failed": _event("warning", f"error {_TOOK}", "A job failed for good."),
     "job.released": _event(
-        "info", "error delay_s duration_s", "A job was handed back; the attempt does not count."
+        "info", f"error delay_s {_TOOK}", "A job was handed back; the attempt does not count."
     ),
-    "job.cancelled": _event("info", "error duration_s", "A job was cancelled."),
+    "job.cancelled": _event("info", f"error {_TOOK}", "A job was cancelled."),
     "job.cancel_ignored": _event(
         "error", "after_s stack", "A handler swallowed its cancellation; its slot was taken."
     ),

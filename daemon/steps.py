@@ -36,7 +36,7 @@ from daemon.errors import (
     Unavailable,
 )
 from daemon.handlers.context import StepValue
-from daemon.jobs import ClaimedJob, new_id
+from daemon.jobs import ClaimedJob, Took, new_id
 from daemon.lanes import Lanes, Turn
 from daemon.ledger import Beginning, Begun, FullBudget, Ledger, StepResult
 from daemon.providers.protocols import Usage
@@ -84,10 +84,11 @@ class Steps:
         estimate_usd: Decimal,
         call: Callable[[], Awaitable[StepValue]],
         rate_cost: float = 1.0,
+        took: Took | None = None,
     ) -> StepValue:
         """The result of `call`, or the stored one of an earlier call with the same identity of the same user.
 
-        rate_cost: how many of the lane's calls a minute it takes.
+        rate_cost: how many of the lane's calls a minute it takes; took: where its time and cost are added.
         Errors: ProviderError as the call raised it (its data says `paid`: no, yes, unknown); Retry without a
         counted attempt when a budget or the lane has no room; Reject (outcome_unknown, answers_unusable) when
         the second call is lost like the first; Lost; Unavailable.
@@ -99,7 +100,9 @@ class Steps:
         self._flights[key] = flight
         try:
             with logs.bind(job_id=job.id, kind=job.kind, attempt=job.attempt, user_id=job.user_id):
-                return await self._fly(_Step(job, name, provider, key[1], estimate_usd, call, rate_cost))
+                return await self._fly(
+                    _Step(job, name, provider, key[1], estimate_usd, call, rate_cost, took or Took())
+                )
         finally:
             keeping = self._keeping.get(key)
             if keeping is None or keeping.done():
@@ -237,6 +240,8 @@ class Steps:
             raise
         finally:
             run_s = loop.time() - began
+            step.took.provider_s += run_s
+            step.took.cost_usd += cost_usd if value is None else value.usage.cost_usd
             metrics.PROVIDER_CALLS.labels(step.provider, outcome).inc()
             metrics.PROVIDER_RUN.labels(step.provider).observe(run_s)
             if value is None:
@@ -320,6 +325,7 @@ class _Step:
     estimate_usd: Decimal
     call: Callable[[], Awaitable[StepValue]]
     rate_cost: float
+    took: Took
 
 
 def hash_identity(parts: Sequence[str]) -> str:

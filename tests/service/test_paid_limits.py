@@ -178,3 +178,22 @@ async def test_the_servers_delay_is_kept_and_delays_nobody_else(
                 job_id,
             )
             assert (550 < due_s <= 610) if how == "date" else (3500 < due_s <= 3700)
+
+
+async def test_the_line_of_a_picture_tells_what_it_took(daemon: Callable[..., Daemon], shop: Shop) -> None:
+    """Who reads the log sees what an attempt cost without asking the ledger, also one that failed."""
+    shop.openai.latency_s = 0.2
+    one = await daemon("one", **shop.settings()).start()
+    async with open_shop_client(one) as client:
+        upload_id = await cut_out_once(client)
+        shop.openai.faults.append(Fault(status=500, code="server_error"))
+        job = await finish(client, await order(client, upload_id))
+
+    failed, completed = [
+        await one.wait_for(event, job_id=job["id"]) for event in ("job.retry_scheduled", "job.completed")
+    ]
+    assert failed["duration_s"] > failed["provider_s"] > 0
+    assert "0" == failed["cost_usd"]
+    assert completed["duration_s"] > completed["provider_s"] >= 0.2
+    assert job["cost"]["actual_usd"] == completed["cost_usd"]
+    assert completed["bytes"] > 0

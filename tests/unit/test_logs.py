@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from daemon import logs
 from daemon.log_events import CONTEXT_KEYS, EVENTS
-from daemon.settings import Log, OpenAI, Settings
+from daemon.settings import Auth, Log, Settings
 
 REPOSITORY = Path(__file__).parents[2]
 LEVELS = {"debug", "info", "warning", "error", "exception"}
@@ -113,8 +113,8 @@ def test_a_line_full_of_what_begins_like_a_token_is_read_once() -> None:
 
 
 def test_configured_secrets_are_cut_out_wherever_they_appear() -> None:
-    secret = 'ödd"key\\with-quotes'
-    settings = Settings(openai=OpenAI(api_key=SecretStr(secret)))
+    secret = 'ödd"secret\\with-quotes-and-32-characters'
+    settings = Settings(auth=Auth(jwt_secret=SecretStr(secret)))
 
     with _written(settings) as read:
         _logger().info("provider.refused", code=f"rejected {secret} today", nested={"deep": [secret]})
