@@ -145,7 +145,6 @@ class AplusInput(Payload):
 
     product: Product
     photo: PhotoRef | None = None
-    photos: tuple[PhotoRef, ...] = Field(default=(), max_length=8)
     modules: tuple[AplusModule, ...] | None = Field(default=None, min_length=1, max_length=5)
     style: Style = Style()
     locale: Annotated[str, StringConstraints(pattern=r"^[a-z]{2}-[A-Z]{2}$")] = "en-US"
