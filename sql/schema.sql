@@ -154,7 +154,7 @@ create table listingd.jobs (
     constraint jobs_max_attempts_check CHECK (((max_attempts >= 1) AND (max_attempts <= 10))),
     constraint jobs_priority_check CHECK (((priority >= '-100'::integer) AND (priority <= 100))),
     constraint jobs_run_at_check CHECK (((run_at >= '2000-01-01 00:00:00+00'::timestamp with time zone) AND (run_at < '2201-01-01 00:00:00+00'::timestamp with time zone))) NOT VALID,
-    constraint jobs_webhook_check CHECK (((webhook IS NULL) OR COALESCE((jsonb_typeof((webhook -> 'url'::text)) = 'string'::text), false))) NOT VALID,
+    constraint jobs_webhook_check CHECK (((COALESCE(jsonb_typeof(webhook), 'null'::text) = 'null'::text) OR COALESCE((jsonb_typeof((webhook -> 'url'::text)) = 'string'::text), false))) NOT VALID,
     constraint jobs_pkey PRIMARY KEY (user_id, id)
 );
 comment on table listingd.jobs is 'What was asked. Written once, never updated.';

@@ -10,4 +10,7 @@ alter table listingd.jobs
     add constraint jobs_expires_at_check
         check (expires_at >= '2000-01-01 00:00:00+00' and expires_at < '2201-01-01 00:00:00+00') not valid,
     add constraint jobs_webhook_check
-        check (webhook is null or coalesce(jsonb_typeof(webhook -> 'url') = 'string', false)) not valid;
+        check (
+            coalesce(jsonb_typeof(webhook), 'null') = 'null'
+            or coalesce(jsonb_typeof(webhook -> 'url') = 'string', false)
+        ) not valid;

@@ -265,7 +265,8 @@ async def test_webhook_of_a_job_is_signed_with_its_owners_secret(house: House, r
     "webhook", ["text", 7, [], {"url": None}, {"url": {}}, {"events": 1}, {"events": {"a": 1}}]
 )
 async def test_odd_webhook_never_stops_its_job(house: House, webhook: Any) -> None:
-    """jobs.webhook may be written by SQL: whatever stands there, the state must change."""
+    """jobs.webhook could be anything before migration 0011: whatever stands there, the state must change."""
+    await house.db.pool.execute("alter table listingd.jobs drop constraint jobs_webhook_check")
     job_id = await house.enqueue(webhook=webhook)
 
     await house.complete(job_id)
