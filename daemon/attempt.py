@@ -76,11 +76,11 @@ class Services:
 class Attempt:
     """Implements handlers.context.JobContext for one claimed job."""
 
-    __slots__ = ("_children", "_input", "_job", "_services", "_took")
+    __slots__ = ("_children", "_input", "_job", "_services", "took")
 
-    def __init__(self, job: ClaimedJob, took: Took, services: Services) -> None:
+    def __init__(self, job: ClaimedJob, services: Services) -> None:
         self._job = job
-        self._took = took
+        self.took: Took | None = None
         self._services = services
         self._input: Payload | None = None
         self._children: Sequence[ChildJob] | None = None
@@ -150,7 +150,7 @@ class Attempt:
     ) -> StepValue:
         return await self._services.steps.run(
             self._job, name, provider=provider, identity=identity, estimate_usd=estimate_usd, call=call,
-            rate_cost=rate_cost, took=self._took,
+            rate_cost=rate_cost, took=self._account(),
         )  # fmt: skip
 
     async def load_photo(self, ref: PhotoRef) -> bytes:
@@ -217,7 +217,7 @@ class Attempt:
         )  # fmt: skip
         if version is None:
             raise Lost("The attempt was no longer ours when a file was to be attached.")
-        self._took.bytes += len(data)
+        self._account().bytes += len(data)
         return asset
 
     async def save_document(self, locale: str, document: Mapping[str, Any]) -> None:
@@ -235,6 +235,11 @@ class Attempt:
     async def find_asset(self, role: str, slot: str | None) -> Asset | None:
         row = await self._services.db.fetchrow("find_asset", self._job.id, role, slot)
         return None if row is None else Asset(**{**row, "checks": tuple(json.loads(row["checks"]))})
+
+    def _account(self) -> Took:
+        if self.took is None:
+            self.took = Took()
+        return self.took
 
     def _find_worker(self) -> int:
         worker = self._services.worker_id()

@@ -43,8 +43,8 @@ ASIDE_S = 1.0
 FLIGHTS = 2
 """Flushes that may be in flight at once, each on a connection of its own."""
 
-End = tuple[Ended, ClaimedJob, Took]
-"""How an attempt ended, its job, and for how many seconds it ran."""
+End = tuple[Ended, ClaimedJob, float, Took | None]
+"""How an attempt ended, its job, for how many seconds it ran, and what it took."""
 
 log = logs.get_logger()
 
@@ -118,9 +118,9 @@ class Flusher:
         if self.feeder is not None:
             self.feeder.look()
 
-    def end(self, ended: Ended, job: ClaimedJob, took: Took) -> None:
+    def end(self, ended: Ended, job: ClaimedJob, run_s: float, took: Took | None = None) -> None:
         """Have an end written with the next flush, and told once it is."""
-        self._ended.append((ended, job, took))
+        self._ended.append((ended, job, run_s, took))
         self._wanted.set()
 
     @property
@@ -213,7 +213,7 @@ class Flusher:
         self.claiming += len(claims)
         self._scheduler.claiming.update(claims)
         limited = self.places.is_needed()
-        freed = self.places.pick((end.fence, job.kind) for end, job, _ in ends) if limited else []
+        freed = self.places.pick((end.fence, job.kind) for end, job, *_ in ends) if limited else []
         try:
             if claims and limited:
                 asked, self._is_reserving = claims, True
@@ -291,23 +291,23 @@ class Flusher:
         lost, cancelled = set(done.lost), set(done.cancelled)
         if not lost and not self._tells and all(end.state is not State.FAILED for end, *_ in written):
             return
-        for end, job, took in written:
+        for end, job, run_s, took in written:
             if end.fence in lost:
                 metrics.JOBS_LOST.inc()
                 # Or written before, by a flush whose answer never came: how it ended is told in any case.
                 log.warning(
                     "job.lost", job_id=job.id, kind=job.kind, attempt=job.attempt, what="end", state=end.state,
-                    duration_s=round(took.duration_s, 4),
+                    duration_s=round(run_s, 4),
                 )  # fmt: skip
             elif self._tells or end.state is State.FAILED:
                 # Perhaps instead of a repetition.
                 stopped = end._replace(state=State.CANCELLED, delay_s=0.0) if end.fence in cancelled else end
-                _tell(stopped, job, took)
+                _tell(stopped, job, run_s, took)
 
     def _mark(self, ended: Sequence[End], claimed: Sequence[ClaimedJob]) -> None:
         """Hints for the event streams; parents show their children, so they changed too."""
         changed: list[UUID] = []
-        for job in (*(job for _, job, _ in ended), *claimed):
+        for job in (*(job for _, job, *_ in ended), *claimed):
             changed.append(job.id)
             if job.parent_id is not None:
                 changed.append(job.parent_id)
@@ -343,14 +343,14 @@ class Flusher:
     async def _end_one_by_one(self, connection: database.Connection, ends: list[End], worker: int) -> None:
         """One of these results is nothing that the database can hold. None of them was written yet."""
         while ends:
-            end, job, run_s = ends[0]
+            end, job, run_s, took = ends[0]
             try:
                 done = await self._queue.flush(connection, [end], worker, [])
             except asyncpg.DataError as exc:
                 log.error("job.crashed", job_id=job.id, kind=job.kind, attempt=job.attempt, exc_info=exc)
                 end = outcomes.not_storable(job, exc)
                 done = await self._queue.flush(connection, [end], worker, [])
-            self._tell_all([(end, job, run_s)], done)
+            self._tell_all([(end, job, run_s, took)], done)
             self._mark(ends[:1], ())
             del ends[0]
         self.look()  # parents that were released
@@ -363,7 +363,7 @@ class Flusher:
         loop = asyncio.get_running_loop()
         self._aside_until = loop.time() + ASIDE_S
         loop.call_later(ASIDE_S, self._wanted.set)
-        for end, job, _ in self._aside:
+        for end, job, *_ in self._aside:
             if end.fence in locked:
                 log.warning("job.locked", job_id=job.id, kind=job.kind, again_in_s=ASIDE_S)
 
@@ -384,16 +384,16 @@ class Flusher:
         return {row["fence"] for row in rows}
 
 
-def _tell(end: Ended, job: ClaimedJob, took: Took) -> None:
+def _tell(end: Ended, job: ClaimedJob, run_s: float, took: Took | None) -> None:
     """The canonical line of one attempt."""
     facts: dict[str, Any] = {
         "job_id": job.id, "kind": job.kind, "user_id": job.user_id, "attempt": job.attempt,
     }  # fmt: skip
     if end.error_text is not None:
         facts["error"] = end.error_text
-    if took.provider_s:
+    if took is not None and took.provider_s:
         facts |= {"provider_s": round(took.provider_s, 3), "cost_usd": str(took.cost_usd)}
-    if took.bytes:
+    if took is not None and took.bytes:
         facts["bytes"] = took.bytes
     if end.delay_s:
         facts["delay_s"] = round(end.delay_s, 3)
@@ -408,4 +408,4 @@ def _tell(end: Ended, job: ClaimedJob, took: Took) -> None:
             tell, event = log.info, "job.released"
         case _:
             tell, event = log.warning, "job.retry_scheduled"
-    tell(event, duration_s=round(took.duration_s, 4), **facts)
+    tell(event, duration_s=round(run_s, 4), **facts)

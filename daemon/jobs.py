@@ -108,11 +108,10 @@ class FannedOut:
 
 @dataclass(slots=True)
 class Took:
-    """What one attempt took, for its line in the log. provider_s: its calls together, which may run side by side;
-    bytes: of the files that it kept.
+    """What one attempt took from outside, for its line in the log. provider_s: its calls together, which may run side
+    by side; bytes: of the files that it kept.
     """
 
-    duration_s: float = 0.0
     provider_s: float = 0.0
     cost_usd: Decimal = Decimal(0)
     bytes: int = 0

@@ -25,9 +25,7 @@ def _event(level: str, keys: str, meaning: str) -> Event:
     return Event(level, frozenset(keys.split()), meaning)
 
 
-_TOOK = (
-    "duration_s provider_s cost_usd bytes"  # jobs.Took; without calls or files the last three are left out
-)
+_TOOK = "duration_s provider_s cost_usd bytes"  # the last three, jobs.Took, only with calls or files
 
 EVENTS: dict[str, Event] = {
     # The process

@@ -247,7 +247,7 @@ async def _build(
     }  # fmt: skip
     workers = Workers(
         queue=queue, db=db, scheduler=scheduler, handlers=handlers,
-        make_context=lambda job, took: Attempt(job, took, services), lease=lease, changes=changes, durations=durations,
+        make_context=lambda job: Attempt(job, services), lease=lease, changes=changes, durations=durations,
         settings=settings,
     )  # fmt: skip
     queue.on_cancel = workers.hint_cancel

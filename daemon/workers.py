@@ -47,7 +47,7 @@ log = logs.get_logger()
 class Running:
     """One attempt in a slot. why: None, or why it was cancelled (cancel, stop, lost, timeout)."""
 
-    __slots__ = ("began", "cancelled_at", "context", "deadline", "job", "limit_s", "task", "took", "why")
+    __slots__ = ("began", "cancelled_at", "context", "deadline", "job", "limit_s", "task", "why")
 
     def __init__(self, job: ClaimedJob, task: asyncio.Task[None], began: float, limit_s: float) -> None:
         self.job = job
@@ -55,7 +55,6 @@ class Running:
         self.began = began
         self.limit_s = limit_s
         self.deadline = began + limit_s
-        self.took = Took()
         self.why: str | None = None
         self.cancelled_at = 0.0
         self.context: JobContext | None = None
@@ -74,7 +73,7 @@ class Workers:
         db: database.Database,
         scheduler: Scheduler,
         handlers: Mapping[str, Handler],
-        make_context: Callable[[ClaimedJob, Took], JobContext],
+        make_context: Callable[[ClaimedJob], JobContext],
         lease: Lease,
         changes: Changes,
         durations: Durations,
@@ -211,7 +210,7 @@ class Workers:
 
     def begin(self, job: ClaimedJob) -> None:
         if self.draining:  # claimed or born while the stop began
-            self._end(job, outcomes.interrupted(job), Took())
+            self._end(job, outcomes.interrupted(job), 0.0)
             return
         self._todo.append(job)
         if self._idle and not self._waking:
@@ -260,7 +259,7 @@ class Workers:
         self.running[job.fence] = running
         ended: Ended | None
         try:
-            running.context = context = self._make_context(job, running.took)
+            running.context = context = self._make_context(job)
             result = await self._handlers[job.kind](context)
             if isinstance(result, FannedOut):
                 await self._fan_out(job, result)
@@ -281,8 +280,8 @@ class Workers:
         if running.why is not None:
             running.task.uncancel()  # even if the handler went its own way: the worker's next job is another's
         del self.running[job.fence]
-        running.took.duration_s = asyncio.get_running_loop().time() - running.began
-        self._end(job, ended, running.took)
+        took = None if running.context is None else running.context.took
+        self._end(job, ended, asyncio.get_running_loop().time() - running.began, took)
         return False
 
     def _after_error(self, job: ClaimedJob, exc: BaseException) -> Ended | None:
@@ -325,14 +324,14 @@ class Workers:
         log.info("job.fanned_out", job_id=job.id, kind=job.kind, children=len(children))
         self._changes.mark([job.id])
 
-    def _end(self, job: ClaimedJob, ended: Ended | None, took: Took) -> None:
+    def _end(self, job: ClaimedJob, ended: Ended | None, run_s: float, took: Took | None = None) -> None:
         self._scheduler.ended(job.kind, job.user_id)
         self._progress.pop(job.fence, None)
         if ended is None:
             self.flusher.wake()  # for the slot
         else:
-            self.flusher.end(ended, job, took)
-            self._ran[job.kind, ended.state].append(took.duration_s)
+            self.flusher.end(ended, job, run_s, took)
+            self._ran[job.kind, ended.state].append(run_s)
         self._tell_if_empty()
 
     def _tell_if_empty(self) -> None:
@@ -402,7 +401,7 @@ class Workers:
         del self.running[running.job.fence]
         self.stubborn.add(running.task)
         running.task.add_done_callback(self.stubborn.discard)
-        self._end(running.job, ended, running.took)
+        self._end(running.job, ended, 0.0)
         running.task.cancel()
 
     def _count(self) -> None:
@@ -453,7 +452,7 @@ class Workers:
                     id=row["id"], fence=row["fence"], kind=row["kind"], user_id=row["user_id"],
                     attempt=row["attempt"], max_attempts=row["max_attempts"], input_text="{}",
                 )  # fmt: skip
-                self.flusher.end(outcomes.interrupted(job), job, Took())
+                self.flusher.end(outcomes.interrupted(job), job, 0.0)
                 log.warning("job.adopted", job_id=job.id, kind=job.kind)
 
     async def run_cancels(self) -> None:
@@ -506,7 +505,7 @@ class Workers:
         self.draining = True
         while self._todo:
             job = self._todo.popleft()
-            self._end(job, outcomes.interrupted(job), Took())
+            self._end(job, outcomes.interrupted(job), 0.0)
         await self._wait_until_empty(soft_s)
         cut = len(self.running)
         if cut:

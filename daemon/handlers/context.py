@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any, Protocol
 from uuid import UUID
 
-from daemon.jobs import ChildJob, FannedOut
+from daemon.jobs import ChildJob, FannedOut, Took
 from daemon.payloads import Payload
 from daemon.providers.protocols import Providers, RateHint, Usage
 
@@ -72,6 +72,11 @@ class JobContext(Protocol):
 
     @property
     def parent_id(self) -> UUID | None: ...
+
+    @property
+    def took(self) -> Took | None:
+        """What its calls took and its files weigh, for the log; None without any."""
+        ...
 
     @property
     def attempt(self) -> int:

@@ -20,7 +20,7 @@ from daemon.attempt import Attempt, Services, read_input, with_children
 from daemon.db import Database
 from daemon.errors import InvalidInput, Lost, ProviderError, Reject
 from daemon.handlers.context import JobContext
-from daemon.jobs import ClaimedJob, State, Took, new_id
+from daemon.jobs import ClaimedJob, State, new_id
 from daemon.payloads import PhotoRef, PingInput, WebhookInput
 from daemon.pixels import PixelPool
 from daemon.providers.protocols import Providers
@@ -53,13 +53,12 @@ class Desk:
     storage: Storage
     services: Services
     reports: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    took: Took = field(default_factory=Took)
 
     async def claim(self, user_id: str = "ada", kind: str = "ping", input_text: str = "{}") -> Attempt:
         return self.open(await claim_job(self.daemon, user_id=user_id, kind=kind, input_text=input_text))
 
     def open(self, job: ClaimedJob) -> Attempt:
-        return Attempt(job, self.took, self.services)
+        return Attempt(job, self.services)
 
 
 @pytest.fixture
@@ -191,7 +190,8 @@ async def test_a_saved_file_is_found_by_the_next_attempt(desk: Desk) -> None:
 
     second = desk.open(await claim_again(desk.daemon, job.id))
 
-    assert len(b"bytes") == desk.took.bytes
+    assert first.took is not None
+    assert len(b"bytes") == first.took.bytes
     assert asset == await second.find_asset("image", "main")
     assert await second.find_asset("image", "angle") is None
     assert await second.find_asset("preview", "main") is None
@@ -229,7 +229,8 @@ async def test_a_step_goes_through_the_ledger(desk: Desk) -> None:
     second = await attempt.step("paint", **words)  # type: ignore[arg-type]
 
     assert (1, False, True) == (provider.calls, first.reused, second.reused)
-    assert PRICE == desk.took.cost_usd
+    assert attempt.took is not None
+    assert PRICE == attempt.took.cost_usd
 
 
 async def test_work_on_pixels_runs_in_the_pool(desk: Desk) -> None:
