@@ -145,6 +145,11 @@ class AplusInput(Payload):
 
     product: Product
     photo: PhotoRef | None = None
+    photos: tuple[PhotoRef, ...] = Field(
+        default=(),
+        max_length=8,
+        description="Taken so that a pack's photos fit here too; the pictures of the document show `photo` alone.",
+    )
     modules: tuple[AplusModule, ...] | None = Field(default=None, min_length=1, max_length=5)
     style: Style = Style()
     locale: Annotated[str, StringConstraints(pattern=r"^[a-z]{2}-[A-Z]{2}$")] = "en-US"
