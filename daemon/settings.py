@@ -383,9 +383,8 @@ class Settings(Group):
     def _storage_url_is_known(self) -> Settings:
         if self.storage_url and not self.storage_url.startswith(("file://", "s3://", "memory://")):
             raise ValueError("LISTINGD_STORAGE_URL must begin with file://, s3:// or memory://")
-        if self.storage_url and re.match(
-            "file://(?!/)", self.storage_url
-        ):  # the first part would be taken for a host
+        # With two slashes the first part of the path would be taken for a host.
+        if self.storage_url and re.match("file://(?!/)", self.storage_url):
             raise ValueError("LISTINGD_STORAGE_URL must have three slashes before a directory: file:///path")
         return self
 

@@ -306,9 +306,8 @@ class Workers:
                 return None
 
     async def _fan_out(self, job: ClaimedJob, fanned: FannedOut) -> None:
-        ids = sorted(
-            new_id() for _ in fanned.children
-        )  # they are listed by their ids, and start in that order
+        # They are listed by their ids, and start in that order.
+        ids = sorted(new_id() for _ in fanned.children)
         children = [
             {"id": str(child_id), "kind": c.kind, "slot": c.slot, "input": c.input}
             for child_id, c in zip(ids, fanned.children, strict=True)
