@@ -33,13 +33,18 @@ from daemon.scheduler import FenceCursor, Horizon, Scheduler
 READ_SIZE = 10_000
 PIECE = 2000
 """Jobs of a backlog that are read at a time: the loop is held for as long as it takes to add them."""
-STRETCH = 50_000
-"""Fences that are looked through at a time for so many jobs; most may have ended, or be others' to run."""
+ENOUGH = 2 * PIECE
+"""So many that are known last for as long as the next piece takes to come."""
+STRETCH = 250_000
+"""Fences that are looked through at a time for a piece; most may have ended, or be others' to run. A tenth of a second
+of the server: a start sees the head of its backlog before the new jobs at its end."""
 PAUSES = 9
-"""The walk through the backlog of a start pauses so many times as long as a piece of it took while a piece or more is
-ready: the jobs at its head run as if it were short."""
+"""The walk through the backlog of a start pauses so many times as long as a piece of it took while enough is ready:
+the jobs at its head run as if it were short."""
+SECOND_STRETCH = 25_000
 SECOND_PAUSES = 29
-"""The second walk rarely finds anything, and always pauses: it takes a thirtieth of a server's core."""
+"""The second walk rarely finds anything. It looks through less at a time and always pauses, so many times as long as
+that took: it takes a thirtieth of a server's core."""
 CLAIM_AT_SIGHT = 32
 """So many new jobs at most are claimed by the statement that finds them; more go through the scheduler."""
 HORIZON_S = 30.0
@@ -122,7 +127,7 @@ class Feeder:
 
     def count_ready(self) -> None:
         """Jobs were taken: is enough left that is known?"""
-        if self._scheduler.ready < PIECE:
+        if self._scheduler.ready < ENOUGH:
             self._low.set()
 
     def doubt(self, fence: int) -> None:
@@ -290,7 +295,7 @@ class Feeder:
             began = loop.time()
             fence = await self._read_backlog(fence, last)
             self._low.clear()
-            if self._scheduler.ready >= PIECE:
+            if self._scheduler.ready >= ENOUGH:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(PAUSES * (loop.time() - began)):
                         await self._low.wait()
@@ -317,7 +322,8 @@ class Feeder:
 
     async def _read_backlog(self, fence: int, last: int, oldest: int | None = None) -> int | None:
         """A piece of what is pending without run_at, `fence` to `last`; where to read on, None at the end."""
-        until = min(fence + STRETCH - 1, last)
+        stretch = STRETCH if oldest is None else SECOND_STRETCH
+        until = min(fence + stretch - 1, last)
         groups = await self._queue.read_backlog(fence, until, list(self._scheduler.kinds), oldest, PIECE)
         self._add_all(groups)
         if sum(len(group.fences) for group in groups) == PIECE:

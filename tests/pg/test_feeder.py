@@ -391,6 +391,7 @@ async def test_a_walk_that_pauses_goes_on_when_little_is_left(
 ) -> None:
     """The pause is there for what runs: it must not keep the slots empty."""
     monkeypatch.setattr(feeder_module, "PIECE", 4)
+    monkeypatch.setattr(feeder_module, "ENOUGH", 6)
     monkeypatch.setattr(feeder_module, "LOOK_BACK", 0)
     monkeypatch.setattr(feeder_module, "PAUSES", 1_000_000)  # for ever
     own = await enqueue(site, 16)
