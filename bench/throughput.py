@@ -215,6 +215,8 @@ async def sustained(campaign: Campaign) -> None:
 
             async def take(c: Contestant = contestant) -> Figures:
                 async with campaign.fresh(c) as database:
+                    # Else the first one waits for the disk to write what was measured before.
+                    await campaign.server.settle(database)
                     return await _sustain(campaign, c, database)
 
             await campaign.measure("sustained", "", contestant.name, number, take)
