@@ -48,7 +48,9 @@ begin
             exit when found;
             select s.id into holder
             from listingd.job_states as s
-            where s.user_id = owner and s.unique_key = enqueue_job.unique_key;
+            where s.user_id = owner and s.unique_key = enqueue_job.unique_key
+            order by s.fence desc  -- an old snapshot may show one that has ended beside the one of this transaction
+            limit 1;
             if found then
                 return holder;
             end if;  -- it ended at this moment: the key is free

@@ -55,7 +55,7 @@ as $$
         from states as s
         where s.unique_key is not null
         on conflict (user_id, unique_key) where unique_key is not null do nothing
-        returning id
+        returning id, user_id, unique_key
     ),
     stored as (
         insert into listingd.jobs (
@@ -76,9 +76,15 @@ as $$
         case
             when a.unique_key is null then a.id
             else coalesce(
-                (select k.id from keyed as k where k.id = a.id),
-                (select h.id from listingd.job_states as h where h.user_id = a.user_id and h.unique_key = a.unique_key),
-                -- A twin in this batch, or one whose commit the insert waited for: only a statement of its own sees it.
+                k.id,  -- before the holder: an old snapshot shows one that has ended
+                (
+                    select h.id
+                    from listingd.job_states as h
+                    where h.user_id = a.user_id and h.unique_key = a.unique_key
+                    order by h.fence desc
+                    limit 1
+                ),
+                -- One whose commit the insert waited for: only a statement of its own sees it.
                 listingd.enqueue_job(
                     a.kind, a.input, a.user_id, a.project_id, a.priority, a.run_at, a.expires_at, a.max_attempts,
                     a.metadata, a.tags, a.unique_key, a.webhook
@@ -86,6 +92,7 @@ as $$
             )
         end
     from asked as a
+    left join keyed as k on k.user_id = a.user_id and k.unique_key = a.unique_key
     cross join told
     order by a.n
 $$;

@@ -1,5 +1,6 @@
 -- Claims jobs for a worker in any language and starts or extends that worker's lease; returns what was claimed.
--- Call it with an empty array as a heartbeat, at least every quarter of the lease.
+-- Call it with an empty array as a heartbeat, at least every quarter of the lease. Kinds with a limit are claimed under
+-- read committed alone (else error 0A000).
 create or replace function listingd.mark_jobs_processing(
     worker_name text, fences bigint[] default '{}', lease_s float8 default 20
 )

@@ -4,6 +4,7 @@
 -- lives. ended: fences whose end is written together with these claims: they hand their places on. Nobody else may
 -- claim what got such a place: its old holder's end would not be written yet. A place is free again by itself once its
 -- job is no longer running: nothing leaks when a holder dies.
+-- Error 0A000 under repeatable read or serializable: its snapshot does not show what others reserved.
 create or replace function listingd.reserve_places(
     by_worker bigint, wanted bigint[], ended bigint[] default '{}'
 )
@@ -30,6 +31,12 @@ begin
         group by q.kind
         order by q.kind
     loop
+        if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+            raise exception 'Jobs of kind % cannot be claimed under %: it has a limit.',
+                of_kind.kind, current_setting('transaction_isolation')
+                using errcode = 'feature_not_supported',  -- no serialization failure: trying again would not help
+                hint = 'Claim in a transaction under read committed: an older snapshot does not show what others claimed.';
+        end if;
         perform pg_advisory_xact_lock(hashtextextended('listingd.kind.' || of_kind.kind, 0));
         -- Read after the lock was got: every statement here sees what was committed before it began.
         select q.concurrency into most from listingd.queues as q where q.kind = of_kind.kind;

@@ -210,6 +210,30 @@ async def test_workers_in_other_languages_keep_the_limit(line: Line) -> None:
     assert 2 == len(await line.running())
 
 
+@pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
+async def test_a_worker_that_cannot_see_the_others_places_is_refused(line: Line, isolation: Any) -> None:
+    """Its snapshot may be older than their claims: it once started jobs beyond the limit. Trying again would not help."""
+    await line.set_limit(1)
+    first, second = await line.add(2)
+    async with line.db.pool.acquire() as late, late.transaction(isolation=isolation):
+        await late.fetchval("select count(*) from listingd.job_states")
+        await line.connection.fetch(SQL_CLAIM, "a", [first])
+
+        with pytest.raises(asyncpg.FeatureNotSupportedError) as refused:
+            await late.fetch(SQL_CLAIM, "b", [second])
+
+    assert "read committed" in (refused.value.hint or "")
+    assert [first] == await line.running()
+
+
+async def test_a_kind_without_a_limit_is_claimed_under_any_isolation(line: Line) -> None:
+    fences = await line.add(1)
+    async with line.connection.transaction(isolation="serializable"):
+        claimed = await line.connection.fetch(SQL_CLAIM, "a", fences)
+
+    assert fences == [row["fence"] for row in claimed]
+
+
 async def test_workers_in_other_languages_heed_pauses(line: Line) -> None:
     fences = await line.add(1) + await line.add(1, "image")
     await line.connection.execute("insert into listingd.queues (kind, paused_at) values ('ping', now())")

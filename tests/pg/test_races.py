@@ -238,6 +238,48 @@ async def test_a_batch_that_waited_for_a_holder_that_came_to_nothing_takes_the_k
     assert {*given} == {row["id"] for row in await bench.db.pool.fetch("select id from listingd.jobs")}
 
 
+@pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
+async def test_a_key_that_was_taken_after_the_snapshot_is_a_serialization_failure(
+    bench: Bench, isolation: Any
+) -> None:
+    """What the caller's retry loop understands: the new transaction is given the holder's id."""
+    batch = json.dumps([{"kind": "ping", "unique_key": "daily"}])
+    for statement, argument in (
+        ("select listingd.enqueue_job('ping', unique_key => $1)", "daily"),
+        ("select listingd.enqueue_jobs($1::jsonb)", batch),
+    ):
+        await bench.db.pool.execute("update listingd.job_states set unique_key = null")
+        transaction = bench.first.transaction(isolation=isolation)
+        await transaction.start()
+        await bench.first.fetchval("select count(*) from listingd.job_states")
+        holder = await bench.second.fetchval("select listingd.enqueue_job('ping', unique_key => 'daily')")
+
+        with pytest.raises(asyncpg.SerializationError):
+            await bench.first.fetchval(statement, argument)
+
+        await transaction.rollback()
+        assert holder == await bench.first.fetchval(statement, argument)
+
+
+@pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
+async def test_a_key_that_became_free_after_the_snapshot_is_its_new_holders(
+    bench: Bench, isolation: Any
+) -> None:
+    """The snapshot shows the ended holder for ever: twins were given its id, and then the batch failed (21000)."""
+    batch = json.dumps([{"kind": "ping", "unique_key": "daily"}] * 2)
+    old = await bench.db.pool.fetchval("select listingd.enqueue_job('ping', unique_key => 'daily')")
+    async with bench.first.transaction(isolation=isolation):
+        await bench.first.fetchval("select count(*) from listingd.job_states")
+        await bench.second.execute("select listingd.cancel_job($1)", old)
+
+        given = [row[0] for row in await bench.first.fetch("select listingd.enqueue_jobs($1::jsonb)", batch)]
+        given += [row[0] for row in await bench.first.fetch("select listingd.enqueue_jobs($1::jsonb)", batch)]
+        given += [await bench.first.fetchval("select listingd.enqueue_job('ping', unique_key => 'daily')")]
+
+    active = await bench.db.pool.fetch("select id from listingd.job_states where unique_key = 'daily'")
+    assert [row["id"] for row in active] * 5 == given
+
+
 async def rescue(bench: Bench, allowed: int = 9, instance: str | None = None) -> list[UUID]:
     """The jobs a rescue takes back. One that waited for a lock would fail (lock_timeout)."""
     rows = await bench.db.fetch("rescue_jobs", allowed, instance, 0)
