@@ -36,6 +36,8 @@ LOOK_BACK = timedelta(days=14)
 ON_TIME = timedelta(seconds=60)
 """A time that is fired later than this was missed."""
 POLL_S = 30.0
+LOCKED_S = 1.0
+"""Until a due schedule that somebody has locked is looked at again, seconds."""
 _BATCH = 100
 
 log = logs.get_logger()
@@ -148,10 +150,14 @@ class Schedules:
         """Fire what is due, for ever."""
         while True:
             self._hinted.clear()
-            await self.fire_due()
+            fired = await self.fire_due()
             wait_s = await self._db.fetchval("read_next_fire")
+            if wait_s is None:
+                wait_s = POLL_S
+            elif wait_s <= 0 and not fired:
+                wait_s = LOCKED_S
             try:
-                async with asyncio.timeout(POLL_S if wait_s is None else max(0.0, min(POLL_S, wait_s))):
+                async with asyncio.timeout(max(0.0, min(POLL_S, wait_s))):
                     await self._hinted.wait()
             except TimeoutError:
                 pass

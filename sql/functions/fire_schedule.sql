@@ -16,7 +16,7 @@ begin
     from listingd.schedules as n
     where
         n.name = schedule and n.is_enabled and n.next_at = expected and n.cron = of_cron and n.time_zone = of_zone
-    for update;
+    for update skip locked;  -- a stranger's transaction must not hold up the other schedules
     if not found then
         return;
     end if;

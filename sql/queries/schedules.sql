@@ -50,6 +50,6 @@ from listingd.schedules as s
 where s.is_enabled
 
 -- name: fire_schedule
--- The ids of the jobs enqueued; none when another process was faster or the schedule has changed.
+-- The ids of the jobs enqueued; none when another process was faster, or the schedule has changed or is locked.
 -- $1 name, $2 the time it waited for, $3 cron, $4 time zone, $5 when it fires next, $6 times to enqueue a job for
 select f.id from listingd.fire_schedule($1, $2, $3, $4, $5, $6) as f (id)

@@ -172,14 +172,12 @@ async def test_a_kill_between_reading_and_firing_loses_and_doubles_nothing(
         waited_for + timedelta(hours=1),
         [waited_for],
     )
-    other = asyncio.create_task(schedules.fire_due())
-    await eventually(
-        lambda: db.pool.fetchval("select count(*) from pg_stat_activity where wait_event_type = 'Lock'")
-    )
+    meanwhile = await schedules.fire_due()
     killed.terminate()
+    [fired] = await eventually(schedules.fire_due)
 
-    assert 1 == len(await other)
-    assert 1 == len(await jobs(db))
+    assert [] == meanwhile
+    assert [fired] == [job["id"] for job in await jobs(db)]
 
 
 @pytest.mark.parametrize("wrong", ["cron = 'at noon on some days'", "time_zone = 'Mars/Olympus'"])
@@ -196,6 +194,28 @@ async def test_one_that_cannot_be_read_stops_alone(db: Database, schedules: Sche
 
     assert (1, ["nightly"]) == (len(fired), stopped)
     assert all(schedule.next_at is not None for schedule in await schedules.list_all())
+
+
+async def test_one_that_a_stranger_has_locked_holds_up_no_other(db: Database, schedules: Schedules) -> None:
+    """It fires once the lock is gone; until then its time is looked at once a second, not all the time."""
+    await schedules.set(HOURLY, datetime.now(UTC))
+    await schedules.set(replace(HOURLY, name="sound"), datetime.now(UTC))
+    await wait_since(db)
+    async with db.transaction() as stranger:
+        await stranger.execute("select from listingd.schedules where name = 'nightly' for update")
+        running = asyncio.create_task(schedules.run())
+        [others] = await eventually(lambda: jobs(db))
+
+    async def both() -> list[Any]:
+        found = await jobs(db)
+        return found if len(found) == 2 else []
+
+    fired = await eventually(both)
+
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert "sound" == others["schedule"]
+    assert {"nightly", "sound"} == {job["schedule"] for job in fired}
 
 
 async def test_one_that_was_stopped_goes_on_when_it_is_set_again_as_it_was(
