@@ -44,7 +44,7 @@ MAX_READ_BYTES = 160 * 1024 * 1024
 
 _CHUNK_BYTES = 256 * 1024
 _SMALL_BYTES = 256 * 1024  # hashing this much takes under 1 ms: not worth a thread
-_REFRESH_S = 3600.0
+_REFRESH_S = 1800.0  # well under the age at which a file may be deleted: its name may be stored minutes later
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 

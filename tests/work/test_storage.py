@@ -16,6 +16,7 @@ from obstore.store import S3Store
 from pydantic import SecretStr
 
 from daemon.errors import Misconfigured, NotFound, TooLarge, Unavailable
+from daemon.housekeeping import FILE_AGE_S
 from daemon.imaging.codec import MAX_PIXELS
 from daemon.settings import Settings
 from daemon.settings import Storage as StorageSettings
@@ -146,6 +147,18 @@ async def test_a_young_file_is_no_candidate_of_the_sweep(storage: Storage) -> No
     assert [] == [file async for file in storage.list_older_than(60)]
     assert not await storage.delete_older_than(HASH, 60)
     assert await storage.exists(HASH)
+
+
+async def test_putting_again_leaves_time_to_store_the_name(tmp_path: Path) -> None:
+    """A file just under the age at which it may be deleted, and a database that takes two minutes to store its name."""
+    storage = await open_storage(Settings(state_dir=tmp_path))
+    await storage.put(PICTURE, "image/png")
+    make_old(tmp_path, FILE_AGE_S - 60)
+
+    await storage.put(PICTURE, "image/png")
+    make_old(tmp_path, (await storage.stat(HASH)).age_s + 120)
+
+    assert not await storage.delete_older_than(HASH, FILE_AGE_S)
 
 
 async def test_putting_an_old_orphan_again_saves_it_from_the_sweep(tmp_path: Path) -> None:
