@@ -1,5 +1,5 @@
 -- A job as webhooks carry it: without input, and small. Result, error and metadata stay out when they are large
--- (too_large names them); whoever needs them reads links.self.
+-- (too_large names them); whoever needs them reads links.self. version and started_at as there (read_jobs).
 create or replace function listingd.describe_job(job uuid)
 returns json
 language sql stable
@@ -16,7 +16,7 @@ as $$
         'attempt', s.attempt,
         'max_attempts', j.max_attempts,
         'created_at', listingd.rfc3339(j.created_at),
-        'started_at', listingd.rfc3339(s.started_at),
+        'started_at', listingd.rfc3339(least(s.started_at, f.started_at)),
         'finished_at', listingd.rfc3339(s.finished_at),
         'result', case when m.result then s.result end,
         'error', case
@@ -51,7 +51,7 @@ as $$
                 limit 16
             ) as a
         ),
-        'version', s.version,
+        'version', s.version + coalesce(f.changes, 0),
         'links', json_build_object('self', '/v1/jobs/' || j.id)
     )
     from listingd.jobs as j
@@ -64,7 +64,10 @@ as $$
             octet_length(array_to_string(j.tags, ',')) <= 1000 as tags
     ) as m
     cross join lateral (
-        select array_agg(k.id) || j.id as ids from listingd.jobs as k where k.parent_id = j.id
+        select array_agg(k.id) || j.id as ids, sum(ks.version - 1) as changes, min(ks.started_at) as started_at
+        from listingd.jobs as k
+        join listingd.job_states as ks on ks.id = k.id
+        where k.parent_id = j.id
     ) as f
     where j.id = job
 $$;

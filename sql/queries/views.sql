@@ -1,13 +1,14 @@
 -- name: read_jobs
 -- The jobs as the API shows them, in the order asked; no row for an unknown id, somebody else's, or a webhook's
 -- delivery, which is shown in the log of deliveries alone.
--- A parent's version counts its children's changes too. $1 ids, $2 user_id or null for any,
+-- A parent's version counts its children's changes too, and it starts with the first of them: its own row says when it
+-- was taken up again, after they had ended. $1 ids, $2 user_id or null for any,
 -- $3 position: whether to count the pending jobs before each pending one (null beyond the nearest 1000 rows),
 -- $4 what links begin with
 -- `any(c.family)`, and not an expression: behind row level security only plain columns may look into an index.
 select
     j.id, j.kind, s.state, j.user_id, j.project_id, j.parent_id, j.slot, j.priority, s.attempt, j.max_attempts,
-    j.created_at, s.run_at, s.started_at, s.finished_at,
+    j.created_at, s.run_at, least(s.started_at, c.started_at) as started_at, s.finished_at,
     case when s.state = 'pending' then s.expires_at else j.expires_at end as expires_at, s.cancel_requested,
     s.version + coalesce(c.changes, 0) as version,
     s.progress::text as progress, j.input::text as input, s.result::text as result, s.error::text as error,
@@ -26,6 +27,7 @@ cross join lateral (
         array_agg(k.id order by k.id) as ids,
         array_append(array_agg(k.id), j.id) as family,
         sum(ks.version - 1) as changes,
+        min(ks.started_at) as started_at,
         count(*) filter (where ks.state in ('completed', 'failed', 'cancelled')) as ended,
         json_agg(
             json_build_object(

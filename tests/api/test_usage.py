@@ -80,6 +80,26 @@ async def test_usage_by_provider_splits_the_money(api: Operated) -> None:
     }
 
 
+async def test_a_pack_runs_from_its_first_item_to_its_end(api: Operated) -> None:
+    """Its own row says when it was taken up again, after its items had ended."""
+    pack = await add_job(api.db, "u1", kind="pack", run_s=0.01)
+    for run_s in (30, 40):
+        item = await add_job(api.db, "u1", run_s=run_s)
+        await api.db.pool.execute("update listingd.jobs set parent_id = $1 where id = $2", pack, item)
+        await api.db.pool.execute("update listingd.job_states set parent_id = $1 where id = $2", pack, item)
+
+    _, usage, _ = await api.call("GET", "/v1/usage?group_by=kind")
+    _, estimate, _ = await api.call(
+        "POST", "/v1/estimate", json={"kind": "pack", "input": {"photo": PHOTO, "product": PRODUCT}}
+    )
+    _, job, _ = await api.call("GET", f"/v1/jobs/{pack}")
+
+    assert 40 == round(next(row["p50_s"] for row in usage["data"] if row["kind"] == "pack"))
+    assert 40 == round(estimate["run_s"]["p50"])
+    started, ended = (datetime.fromisoformat(job[name]) for name in ("started_at", "finished_at"))
+    assert 40 == round((ended - started).total_seconds())
+
+
 async def test_user_sees_only_own_usage(api: Operated) -> None:
     await add_job(api.db, "u1")
     await add_job(api.db, "u2")

@@ -23,6 +23,7 @@ from daemon.jobs import ClaimedJob
 from daemon.payloads import WebhookInput
 from daemon.queue import Queue
 from daemon.settings import Settings
+from daemon.views import Views
 from daemon.webhook_sending import check_url, send
 from daemon.webhooks import MAX_ENDPOINTS, Delivery, Endpoint, Webhooks
 
@@ -175,6 +176,25 @@ async def test_delivery_verifies_with_the_standard_library(
     assert ["completed"] == [d.state for d in await house.log()]
     with pytest.raises(WebhookVerificationError):
         Webhook(endpoint[1]).verify(body.replace(b"completed", b"cancelled"), headers)
+
+
+@pytest.mark.usefixtures("endpoint")
+async def test_webhook_of_a_parent_has_the_version_and_start_that_the_api_shows(house: House) -> None:
+    """A receiver drops what is older than what it has read."""
+    parent = await house.enqueue()
+    child = await house.enqueue(parent_id=parent)
+    await house.complete(child)
+    await house.complete(parent)
+
+    told = next(json.loads(row["body"]) for row in await house.queued() if row["type"] == "job.completed")[
+        "data"
+    ]["job"]
+    shown = await Views(house.db).read_job(parent, None)
+
+    assert shown is not None
+    assert str(parent) == told["id"]
+    assert shown.version == told["version"]
+    assert shown.fields["started_at"] == f'"{told["started_at"]}"'
 
 
 async def test_delivery_is_stored_with_the_state_or_not_at_all(
