@@ -22,6 +22,7 @@ from daemon.api.answers import matches
 from daemon.api.bodies import read_query
 from daemon.api.deps import ApiDeps
 from daemon.api.principal import PRINCIPAL, Principal
+from daemon.api.problems import NoSuchPart
 from daemon.api.routing import Answer, Route
 from daemon.errors import NotFound
 from daemon.later import later
@@ -119,7 +120,7 @@ class Assets:
         size_bytes = (await self._storage.stat(file.sha256)).size_bytes
         found = _range(request, size_bytes, headers["ETag"])
         if found == "unsatisfiable":
-            return web.Response(status=416, headers={"Content-Range": f"bytes */{size_bytes}"})
+            raise NoSuchPart(f"The file has {size_bytes} bytes.", data={"size_bytes": size_bytes})
         start, end = found if isinstance(found, tuple) else (0, size_bytes)
         response = web.StreamResponse(status=206 if isinstance(found, tuple) else 200, headers=headers)
         response.content_type = file.content_type
@@ -280,14 +281,14 @@ def routes(deps: ApiDeps) -> list[Route]:
             "GET", "/v1/assets/{id}", assets.read, "Fetch a file", "assets", query=models.AssetQuery,
             description="The bytes, with `ETag` and `Range`; `?w=` gives a thumbnail of at least that width. With S3 "
             "storage the answer is a redirect to a signed URL.",
+            headers=models.FileHeaders,
             answers={
                 200: Answer("The file.", picture, content_type="*/*", headers={"ETag": "Its SHA-256."}),
                 206: Answer("A part of it.", picture, content_type="*/*", headers={"Content-Range": "Which."}),
                 302: Answer("It is at the `Location`.", headers={"Location": "A signed URL."}),
                 304: Answer("Not changed."),
-                416: Answer("It has no such part."),
             },
-            problems=(404, 422),
+            problems=(404, 416, 422),
         ),
         Route(
             "GET", "/v1/jobs/{id}/archive", assets.archive, "Fetch all files of a job as a zip", "assets",

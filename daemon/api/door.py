@@ -28,11 +28,12 @@ from daemon.errors import ListingdError, TooManyRequests, Unavailable
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SLOW_S = 1.0
 _EXPOSED = (
-    "Content-Disposition, ETag, Idempotency-Replayed, Link, Location, Preference-Applied, RateLimit, "
-    "RateLimit-Policy, Retry-After, Server-Timing, X-Request-Id"
+    "Accept-Ranges, Content-Disposition, Content-Range, ETag, Idempotency-Replayed, Link, Location, "
+    "Preference-Applied, RateLimit, RateLimit-Policy, Retry-After, Server-Timing, X-Request-Id"
 )
 _ALLOWED = (
-    "Authorization, Content-Type, Idempotency-Key, If-None-Match, Last-Event-ID, Prefer, Range, X-Request-Id"
+    "Authorization, Content-Type, Idempotency-Key, If-None-Match, If-Range, Last-Event-ID, Prefer, Range, "
+    "X-Request-Id"
 )
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE",

@@ -419,6 +419,14 @@ class PollHeaders(BaseModel):
     )
 
 
+class FileHeaders(BaseModel):
+    if_none_match: str | None = Field(None, alias="If-None-Match", description="The ETag that you have.")
+    range: str | None = Field(None, alias="Range", description="One part: `bytes=0-499`.")
+    if_range: str | None = Field(
+        None, alias="If-Range", description="The part only of the file with this ETag, else all of it."
+    )
+
+
 class LastEventHeaders(BaseModel):
     last_event_id: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,18}$")] | None = Field(
         None, alias="Last-Event-ID", description="Position to go on from."

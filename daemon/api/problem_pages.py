@@ -45,12 +45,15 @@ PAGES: dict[str, Page] = {
         "There is no such thing",
         "Check the id. Something that belongs to somebody else, or was erased, answers the same.",
     ),
-    "method_not_allowed": Page("The method is not allowed here", "See the `Allow` header and /docs."),
+    "method_not_allowed": Page("The method is not allowed here", "See the `Allow` header."),
     "not_acceptable": Page(
         "No such representation",
         "Accept application/json, or the content type that /docs gives for the call.",
     ),
     "request_timeout": Page("The request took too long to arrive", "Send it again over a better connection."),
+    "range_unsatisfiable": Page(
+        "The file has no such part", "Ask within the size that `Content-Range` says."
+    ),
     "expectation_failed": Page("The expectation cannot be met", "Send no `Expect` header."),
     "host_unknown": Page(
         "This host is not served here", "Use a host name that LISTINGD_HTTP__ALLOWED_HOSTS lists."

@@ -51,6 +51,7 @@ TITLES = {
     410: "It is gone",
     413: "The request is too large",
     415: "The content type is not taken",
+    416: "The file has no such part",
     417: "The expectation cannot be met",
     421: "This host is not served here",
     422: "The request is not valid",
@@ -88,7 +89,13 @@ class TimedOut(errors.ListingdError):
     code = "request_timeout"
 
 
-STATUSES |= {NotAcceptable: 406, Misdirected: 421, TimedOut: 408}
+class NoSuchPart(errors.ListingdError):
+    """The file ends before the Range begins; `size_bytes` says where."""
+
+    code = "range_unsatisfiable"
+
+
+STATUSES |= {NotAcceptable: 406, Misdirected: 421, TimedOut: 408, NoSuchPart: 416}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +148,8 @@ def describe(error: errors.ListingdError) -> Problem:
         headers["Retry-After"] = "1"
     if status == 401:
         headers["WWW-Authenticate"] = str(error.data.get("challenge", 'Bearer realm="listingd"'))
+    if status == 416:
+        headers["Content-Range"] = f"bytes */{error.data['size_bytes']}"
     fields = error.errors if isinstance(error, errors.InvalidInput) else ()
     close = isinstance(error, TimedOut) or status == 413
     return Problem(status, error.code, str(error), fields, headers, close)

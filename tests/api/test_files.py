@@ -144,7 +144,7 @@ async def test_asset_comes_whole_in_parts_and_not_again(api: Api) -> None:
     tag = response.headers["ETag"]
     part, some, partial = await api.call("GET", path, headers={"Range": "bytes=2-5"})
     tail, last, _ = await api.call("GET", path, headers={"Range": "bytes=-3"})
-    beyond, _, _ = await api.call("GET", path, headers={"Range": "bytes=999999-"})
+    beyond, problem, short = await api.call("GET", path, headers={"Range": "bytes=999999-"})
     same, _, _ = await api.call("GET", path, headers={"If-None-Match": tag})
     head, nothing, sized = await api.call("HEAD", path)
 
@@ -153,6 +153,10 @@ async def test_asset_comes_whole_in_parts_and_not_again(api: Api) -> None:
     assert "nosniff" == response.headers["X-Content-Type-Options"]
     assert (206, data[2:6], f"bytes 2-5/{len(data)}") == (part, some, partial.headers["Content-Range"])
     assert (206, data[-3:], 416, 304) == (tail, last, beyond, same)
+    assert ("range_unsatisfiable", f"bytes */{len(data)}") == (
+        problem["code"],
+        short.headers["Content-Range"],
+    )
     assert (200, b"", str(len(data))) == (head, nothing, sized.headers["Content-Length"])
 
 
