@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import html
+import re
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +22,7 @@ from daemon.api.routing import Answer, Route
 
 _FOLDER = Path(__file__).parent.parent / "dashboard"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_DOCS_LINKS = re.compile(rb'<span id="docs">.*?</span>')
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -38,6 +40,8 @@ def read_version() -> str:
 def routes(deps: ApiDeps, document: Callable[[], dict[str, Any]]) -> list[Route]:
     """The routes of this topic. document: gives the OpenAPI document once all routes are known."""
     pages = {path.name: path.read_bytes() for path in sorted(_FOLDER.iterdir()) if path.suffix in _TYPES}
+    if not deps.settings.http.docs:
+        pages["index.html"] = _DOCS_LINKS.sub(b"", pages["index.html"])
     about = {"version": read_version(), "api": "v1"}
 
     async def livez(_: web.Request) -> web.Response:
@@ -82,7 +86,7 @@ def routes(deps: ApiDeps, document: Callable[[], dict[str, Any]]) -> list[Route]
             '<!doctype html><html lang="en"><meta charset="utf-8">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
             '<link rel="icon" href="data:,"><link rel="stylesheet" href="/static/style.css">'
-            f'<main><p><a href="/docs">listingd API</a></p><h1>{title}</h1>'
+            f'<main><p><a href="/">listingd</a></p><h1>{title}</h1>'
             f"<p><code>{code}</code></p><p>{html.escape(page.advice)}</p></main></html>"
         )
         return _page(text.encode(), "text/html")

@@ -187,6 +187,7 @@ async def test_cors_is_for_listed_origins(configured: Any) -> None:
     assert "Idempotency-Key" in preflight.headers["Access-Control-Allow-Headers"]
     assert "https://app.example.com" == own.headers["Access-Control-Allow-Origin"]
     assert "Origin" in own.headers["Vary"]
+    assert "Content-Range" in own.headers["Access-Control-Expose-Headers"]
     assert 405 == refused
     assert "Access-Control-Allow-Origin" not in foreign.headers
 
@@ -325,6 +326,15 @@ async def test_pages_use_no_foreign_host(api: Api) -> None:
             )
     for path in ("/static/secret", "/static/..%2f..%2fhttp.py", "/problems/none"):
         assert 404 == (await api.call("GET", path))[0], path
+
+
+async def test_no_page_leads_to_docs_that_are_switched_off(configured: Any) -> None:
+    async with configured(docs=False) as api:
+        pages = [(await api.call("GET", path))[1] for path in ("/", "/problems/not_found")]
+        switched_off = (await api.call("GET", "/docs"))[0]
+
+    assert 404 == switched_off
+    assert not any(b"/docs" in page or b"openapi" in page for page in pages)
 
 
 async def test_system_pages_need_no_credentials(api: Api) -> None:
