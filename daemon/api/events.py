@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp_sse import EventSourceResponse, sse_response
 
 from daemon import logs, metrics
@@ -184,6 +185,14 @@ class Events:
         return datetime.fromtimestamp(after / 1000, UTC) - _SLACK
 
 
+class _Stream(EventSourceResponse):
+    """A stream that nobody keeps: aiohttp_sse itself says `no-cache`, whatever headers it is given."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        self.headers["Cache-Control"] = "no-store"
+        return await super().prepare(request)
+
+
 class _Counted:
     """`async with` around one event stream: counted, and cut when its reader does not read."""
 
@@ -196,7 +205,7 @@ class _Counted:
             sep="\n",
             send_timeout=SEND_TIMEOUT_S,
             ping_interval=PING_S,
-            headers={"Cache-Control": "no-store"},
+            response_cls=_Stream,
         )
 
     async def __aenter__(self) -> EventSourceResponse:

@@ -55,6 +55,7 @@ async def follow(api: Api, path: str, **headers: str) -> AsyncIterator[Reader]:
     async with api.client.get(api.url + path, headers=headers) as response:
         assert 200 == response.status, await response.text()
         assert "text/event-stream" == response.content_type
+        assert "no-store" == response.headers["Cache-Control"]
         yield Reader(response)
 
 
