@@ -2,7 +2,8 @@
 
 First a tenth of CASES (default 10 000) against things that exist, which generated ids never meet; then about CASES
 generated ones, all phases. Give it a daemon of its own: it creates, cancels and erases jobs, mints tokens, changes
-budgets. Exit code 0: no 5xx, no answer that the document does not describe, no invalid request accepted.
+budgets. Its wrong keys must stay a 401: LISTINGD_LIMITS__FAILED_LOGINS_PER_MINUTE=1000000.
+Exit code 0: no 5xx, no answer that the document does not describe, no invalid request accepted.
 """
 
 from __future__ import annotations
