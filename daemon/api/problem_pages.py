@@ -48,7 +48,7 @@ PAGES: dict[str, Page] = {
     "method_not_allowed": Page("The method is not allowed here", "See the `Allow` header."),
     "not_acceptable": Page(
         "No such representation",
-        "Accept application/json, or the content type that /docs gives for the call.",
+        "Accept application/json, or the content type that the call is described with.",
     ),
     "request_timeout": Page("The request took too long to arrive", "Send it again over a better connection."),
     "range_unsatisfiable": Page(
@@ -88,9 +88,7 @@ PAGES: dict[str, Page] = {
     "image_format": Page("The picture's format is not taken", "Send the photo as JPEG, PNG or WEBP."),
     "image_animated": Page("The picture moves", "Send a still picture."),
     # 422
-    "invalid_input": Page(
-        "A field is not valid", "`errors` names each wrong field by its JSON pointer; /docs has the fields."
-    ),
+    "invalid_input": Page("A field is not valid", "`errors` names each wrong field by its JSON pointer."),
     "nothing_to_change": Page("The request changes nothing", "Say what to change: `paused` or `weight`."),
     "bad_scope": Page("The scope cannot be read", "Ask for job:<id>, project:<id> or user:<id>."),
     "batch_too_large": Page("The batch is too large", "Send at most 1000 jobs at once."),

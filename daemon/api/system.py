@@ -82,12 +82,13 @@ def routes(deps: ApiDeps, document: Callable[[], dict[str, Any]]) -> list[Route]
         if page is None:
             raise no_such("page")
         title = html.escape(page.title)
+        advice = re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(page.advice))
         text = (
             '<!doctype html><html lang="en"><meta charset="utf-8">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
             '<link rel="icon" href="data:,"><link rel="stylesheet" href="/static/style.css">'
             f'<main><p><a href="/">listingd</a></p><h1>{title}</h1>'
-            f"<p><code>{code}</code></p><p>{html.escape(page.advice)}</p></main></html>"
+            f"<p><code>{code}</code></p><p>{advice}</p></main></html>"
         )
         return _page(text.encode(), "text/html")
 

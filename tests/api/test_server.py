@@ -313,7 +313,7 @@ async def test_pages_use_no_foreign_host(api: Api) -> None:
         "/static/docs.js",
         "/static/index.js",
         "/static/style.css",
-        "/problems/not_found",
+        "/problems/invalid_input",
     ):
         status, body, response = await api.call("GET", path, headers={"Authorization": ""})
         assert 200 == status, path
@@ -321,6 +321,7 @@ async def test_pages_use_no_foreign_host(api: Api) -> None:
         assert "default-src 'none'" in response.headers["Content-Security-Policy"]
         if response.content_type == "text/html":
             assert b'name="viewport"' in body, f"{path} is tiny on a phone"
+            assert b"`" not in body, f"{path} shows marks of code"
             assert b'rel="icon"' in body, (
                 f"{path} makes browsers ask for /favicon.ico, a 404 in every console"
             )
@@ -330,7 +331,8 @@ async def test_pages_use_no_foreign_host(api: Api) -> None:
 
 async def test_no_page_leads_to_docs_that_are_switched_off(configured: Any) -> None:
     async with configured(docs=False) as api:
-        pages = [(await api.call("GET", path))[1] for path in ("/", "/problems/not_found")]
+        paths = ("/", *(f"/problems/{code}" for code in PAGES))
+        pages = [(await api.call("GET", path))[1] for path in paths]
         switched_off = (await api.call("GET", "/docs"))[0]
 
     assert 404 == switched_off
