@@ -305,7 +305,7 @@ class Job(Answer):
     max_attempts: int
     created_at: datetime
     run_at: datetime | None
-    started_at: datetime | None
+    started_at: datetime | None = Field(description="Of the latest attempt; of a pack: of its first item.")
     finished_at: datetime | None
     expires_at: datetime | None
     cancel_requested: bool
