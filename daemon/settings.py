@@ -51,6 +51,11 @@ def _parse_map(value: Any) -> Any:
     return value
 
 
+def _to_int(value: Any) -> Any:
+    """A Literal of numbers takes no text, and the environment has nothing else."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
 def _is_long_enough(value: SecretStr) -> SecretStr:
     if len(value.get_secret_value()) < 32:
         raise ValueError("must have 32 characters or more")
@@ -161,7 +166,7 @@ class Database(Group):
 
 
 class Embedded(Group):
-    version: Literal[16, 18] = Field(
+    version: Annotated[Literal[16, 18], BeforeValidator(_to_int)] = Field(
         18, description="PostgreSQL version of a new embedded database; an existing one keeps its own."
     )
 

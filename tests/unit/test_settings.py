@@ -225,6 +225,14 @@ def test_every_setting_has_a_description() -> None:
     assert [] == [setting.variable for setting in list_settings() if not setting.description]
 
 
+def test_every_default_can_be_written_into_the_environment() -> None:
+    """A Literal of numbers once took none of its own values from there."""
+    defaults = {s.variable: s.default.strip("`") for s in list_settings() if re.fullmatch("`[^`]+`", s.default)}
+
+    assert "18" == defaults["LISTINGD_EMBEDDED__VERSION"]
+    assert load_settings(environ={}) == load_settings(environ=defaults)
+
+
 def test_the_documentation_lists_exactly_these_settings() -> None:
     """`make docs` writes it."""
     documented = (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8")
