@@ -74,7 +74,7 @@ def migrate(config: Path | None, only_list: bool) -> None:
 async def _migrate(settings: Settings, *, only_list: bool) -> list[Applied] | list[Migration]:
     from daemon import migrate as runner
     from daemon.embedded import embedded_postgres, hold_state_dir
-    from daemon.errors import Unavailable
+    from daemon.errors import Unavailable, first_cause
 
     act = runner.pending if only_list else runner.migrate
     if settings.database_url is not None:
@@ -84,7 +84,7 @@ async def _migrate(settings: Settings, *, only_list: bool) -> list[Applied] | li
             if exc.hint and exc.__cause__ is None:  # it knows better what is wrong: tables that stay busy
                 raise
             raise Unavailable(
-                f"The database does not answer: {exc.__cause__ or exc.message}",
+                f"The database does not answer: {first_cause(exc)}.",
                 hint="Start it, or correct LISTINGD_DATABASE_URL; nothing was changed.",
             ) from exc
     with hold_state_dir(settings):

@@ -23,7 +23,7 @@ import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
 from daemon import logs
-from daemon.errors import Misconfigured, Unavailable
+from daemon.errors import Misconfigured, Unavailable, first_cause
 from daemon.settings import Settings
 
 Connection: TypeAlias = "asyncpg.Connection | PoolConnectionProxy"
@@ -44,7 +44,14 @@ _TRANSIENT_STATES = frozenset(
     }
 )
 _NO_ROLE = (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidParameterValueError)
-_REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
+_REFUSED = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientPrivilegeError,  # no right to connect
+    asyncpg.UndefinedObjectError,  # ?pgbouncer=true, which others' drivers take out of the URL: a parameter to the server
+    asyncpg.InvalidParameterValueError,
+    asyncpg.CantChangeRuntimeParamError,
+)
 _RETRY_AFTER_S = 1
 
 log = logs.get_logger()
@@ -80,12 +87,15 @@ class translate_errors:  # noqa: N801 -- reads as a verb: `with translate_errors
 
 @contextmanager
 def translate_refusals(variable: str = "LISTINGD_DATABASE_URL") -> Iterator[None]:
-    """Turn what only the operator can change (user, password, database, DSN) into Misconfigured."""
+    """Turn what only the operator can change (user, password, database, parameters, DSN) into Misconfigured."""
     try:
         with _translate_unreadable(variable):
             yield
     except _REFUSED as exc:
-        raise Misconfigured(f"The database refuses us: {exc}.", hint=f"Check {variable}.") from exc
+        raise Misconfigured(
+            f"The database refuses us: {first_cause(exc)}.",
+            hint=f"Check user, password, database and what follows a ? in {variable}.",
+        ) from exc
 
 
 @contextmanager

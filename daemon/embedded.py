@@ -66,7 +66,7 @@ def hold_state_dir(settings: Settings) -> Iterator[Path]:
             f"The state directory {directory} cannot be used: {exc.strerror}.",
             hint="Set LISTINGD_STATE_DIR to a directory that this user may write.",
         ) from exc
-    with os.fdopen(descriptor, "r+", encoding="ascii") as file:
+    with os.fdopen(descriptor, encoding="ascii") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -77,9 +77,9 @@ def hold_state_dir(settings: Settings) -> Iterator[Path]:
                 hint="Stop it, or set LISTINGD_STATE_DIR to another directory.",
                 data={"pid": holder},
             ) from None
-        file.truncate()
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        with suppress(OSError):  # a full disk: the number is for the message above alone
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
         yield directory  # closing the file frees the lock
 
 

@@ -55,6 +55,12 @@ class ListingdError(Exception):
         return f"{self.message} {self.hint}".strip()
 
 
+def first_cause(exc: BaseException) -> str:
+    """Why, in one line and in the words of what failed first: for the operator, never for a client."""
+    cause = exc.__cause__ or exc
+    return str(cause).partition("\n")[0] or type(cause).__name__
+
+
 @dataclass(frozen=True, slots=True)
 class FieldError:
     """One wrong field: `pointer` is a JSON pointer into the request body (RFC 6901)."""

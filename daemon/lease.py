@@ -21,7 +21,7 @@ import asyncpg
 
 from daemon import db as database
 from daemon import logs
-from daemon.errors import Misconfigured, Unavailable
+from daemon.errors import Misconfigured, Unavailable, first_cause
 
 SAFE_SHARE = 0.6
 """Of the lease: without a confirmation for so long the process must stop its jobs."""
@@ -137,7 +137,7 @@ class Lease:
                 if self._failures <= 2:  # an outage is told once
                     log.warning(
                         "lease.confirmed_late" if self._failures == 1 else "database.lost",
-                        error=str(exc.__cause__ or exc) or type(exc).__name__,
+                        error=first_cause(exc),
                         **({"silent_s": round(self.silent_s(), 2)} if self._failures == 1 else {}),
                     )
                 self._stop.wait(min(1.0, self._heartbeat_s / 4, 0.02 * 2.0 ** min(self._failures, 9)))

@@ -16,7 +16,7 @@ import asyncpg
 
 from daemon import db as database
 from daemon import logs
-from daemon.errors import Unavailable
+from daemon.errors import Unavailable, first_cause
 
 PROBE_EVERY_S = 10.0
 PROBE_WITHIN_S = 5.0
@@ -38,6 +38,7 @@ class Listener:
         self._answered = asyncio.Event()
         self.connected = False
         self._failures = 0  # since it was connected
+        self._told = ""  # why it is not connected, told once
 
     async def run(self) -> None:
         """Listen for ever. Returns only when LISTEN cannot deliver here (a transaction pooler)."""
@@ -52,7 +53,10 @@ class Listener:
                 await self._listen_until_lost()
             except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
                 self._failures += 1
-                log.warning("listener.lost", error=str(exc.__cause__ or exc) or type(exc).__name__)
+                why = first_cause(exc)
+                if why != self._told:
+                    log.warning("listener.lost", error=why)
+                    self._told = why
             longest_s = min(RECONNECT_CAP_S, 0.1 * 2.0 ** min(self._failures, 10))
             await asyncio.sleep(random.uniform(0.05, longest_s))
 
@@ -68,6 +72,7 @@ class Listener:
                 await self._prove(connection)
                 self.connected = True
                 self._failures = 0
+                self._told = ""
                 log.info("listener.connected")
                 for hint in self._hints.values():
                     hint()

@@ -121,8 +121,10 @@ class LogWriter:
             while len(batch) < _BATCH and not self._queue.empty():
                 batch.append(self._queue.get())
             events = [item for item in batch if not isinstance(item, _Stop)]
+            dropped = self.dropped
             try:
-                self._write("".join(self._line(event) for event in events) + self._report_drops())
+                self._write("".join(self._line(event) for event in events) + self._report(dropped))
+                self._reported = dropped
             except OSError:
                 self.dropped += len(events)  # the reader is gone; there is nowhere to say so
             for item in batch:
@@ -138,11 +140,10 @@ class LogWriter:
             event = {"event": "log.unwritable", "name": str(event_dict.get("event")), "why": str(exc)}
             return f"{prefix}{json.dumps(event)}\n"
 
-    def _report_drops(self) -> str:
-        missed = self.dropped - self._reported
+    def _report(self, dropped: int) -> str:
+        missed = dropped - self._reported
         if not missed:
             return ""
-        self._reported = self.dropped
         return self._line({"event": "log.dropped", "level": "warning", "time": time.time(), "lines": missed})
 
     def _write(self, text: str) -> None:
@@ -342,3 +343,5 @@ def _route_standard_logging(writer: LogWriter) -> None:
     root.handlers[:] = [_Forwarder(writer)]
     root.setLevel(logging.WARNING)
     logging.captureWarnings(True)
+    # Without a database it says so every few seconds, with a trace; `database.lost` says it once.
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)

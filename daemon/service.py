@@ -34,7 +34,7 @@ from daemon.changes import Changes
 from daemon.creator import Creator
 from daemon.durations import Durations
 from daemon.embedded import embedded_postgres, hold_state_dir
-from daemon.errors import Unavailable
+from daemon.errors import ListingdError, Unavailable, first_cause
 from daemon.explain import Explainer
 from daemon.feeder import Feeder
 from daemon.flusher import FLIGHTS
@@ -75,6 +75,9 @@ _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last: the termina
 WARM_UP_EVERY_S = 0.5
 """How often is looked whether there is time to import what the start put off."""
 
+STATUS_EVERY_S = 5.0
+"""How often systemd is told how it goes."""
+
 DATABASE_WAIT_S = 15.0
 """How long a start waits for the database."""
 
@@ -105,7 +108,8 @@ class Supervisor:
                 if time.monotonic() - began > 60:
                     failures = 0
                 failures += 1
-                self.down[name] = str(exc) or type(exc).__name__
+                # /readyz shows it to everybody: of a bug only the kind
+                self.down[name] = exc.message if isinstance(exc, ListingdError) else type(exc).__name__
                 expected = isinstance(exc, Unavailable)
                 if not expected:
                     bugs = [t for t in bugs if time.monotonic() - t < 60] + [time.monotonic()]
@@ -114,7 +118,7 @@ class Supervisor:
                     tell = log.warning if expected else log.error
                     tell(
                         "service.task_failed", task=name, restarts=failures, after_s=round(after_s, 3),
-                        error=self.down[name], **({} if expected else {"exc_info": exc}),
+                        error=first_cause(exc), **({} if expected else {"exc_info": exc}),
                     )  # fmt: skip
                 if len(bugs) >= BUGS_BEFORE_EXIT:
                     raise
@@ -158,6 +162,12 @@ class Service:
         parts["listener"] = "ok" if self.listener.connected else "polling"
         return Readiness(ready, parts)
 
+    async def describe(self) -> str:
+        """One line for `systemctl status`."""
+        found = await self.readiness()
+        wrong = ", ".join(f"{name}: {why}" for name, why in found.components.items() if why != "ok")
+        return ("serving " if found.ready else "not ready at ") + self.url + (f" ({wrong})" if wrong else "")
+
 
 @asynccontextmanager
 async def run_service(settings: Settings) -> AsyncIterator[Service]:
@@ -200,17 +210,22 @@ async def run_service(settings: Settings) -> AsyncIterator[Service]:
 async def _patiently(act: Callable[[], Awaitable[T]]) -> T:
     """What act gives, waiting a while for a database that is still starting. Errors: Unavailable, and act's."""
     until = time.monotonic() + DATABASE_WAIT_S
+    told = None
     while True:
         try:
             return await act()
         except Unavailable as exc:
+            why = first_cause(exc)
             if time.monotonic() > until:
                 raise Unavailable(
-                    f"The database did not answer within {DATABASE_WAIT_S:g} s.",
+                    f"The database did not answer within {DATABASE_WAIT_S:g} s: {why}.",
                     hint="Start it, or correct LISTINGD_DATABASE_URL; nothing was changed.",
                     data=exc.data,
                 ) from exc
-            log.warning("database.lost", error=str(exc.__cause__ or exc))
+            if why != told:
+                log.warning("database.lost", error=why)
+                sdnotify.notify(f"STATUS=waiting for the database: {why}")
+                told = why
             await asyncio.sleep(1.0)
 
 
@@ -417,13 +432,13 @@ async def serve(settings: Settings, *, leave: Callable[[], None] | None = None) 
             calm_collector()
             react(stop.set)
             sdnotify.ready(f"serving {service.url}")
-            interval_s = sdnotify.watchdog_interval_s()
+            interval_s = min(STATUS_EVERY_S, sdnotify.watchdog_interval_s() or STATUS_EVERY_S)
             while not stop.is_set():
                 try:
                     async with asyncio.timeout(interval_s):
                         await stop.wait()
                 except TimeoutError:
-                    sdnotify.notify("WATCHDOG=1")
+                    sdnotify.notify("WATCHDOG=1", f"STATUS={await service.describe()}")
             react(service.workers.hurry)
     except asyncio.CancelledError:
         if not stop.is_set():

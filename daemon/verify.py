@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from daemon import db as database
 from daemon.client import Client, Target, find_target, find_url, open_client
 from daemon.embedded import PostgresServer
-from daemon.errors import ListingdError, Misconfigured, Unavailable
+from daemon.errors import ListingdError, Misconfigured, Unavailable, first_cause
 from daemon.migrate import check_schema, list_migrations
 from daemon.settings import Settings
 from daemon.settings_sources import load_settings
@@ -147,7 +147,8 @@ class _Run:
         free_bytes = shutil.disk_usage(path).free
         if free_bytes < _LOW_SPACE_BYTES:
             raise Warned(
-                f"{path} has {free_bytes / 1e6:.0f} MB left.", hint="Make room before pictures are lost."
+                f"{path} has {free_bytes / 1e6:.0f} MB left.",
+                hint="Make room: on a full disk uploads are refused and jobs wait.",
             )
         return f"{path}, {free_bytes / 1e9:.1f} GB free"
 
@@ -168,7 +169,7 @@ class _Run:
             db = await database.open_pool(settings, dsn=dsn)
         except Unavailable as exc:
             raise Unavailable(
-                f"The database does not answer: {exc.__cause__ or exc.message}",
+                f"The database does not answer: {first_cause(exc)}.",
                 hint="Start it, or correct LISTINGD_DATABASE_URL.",
             ) from exc
         self._stack.push_async_callback(db.close)
@@ -178,7 +179,7 @@ class _Run:
         began = time.monotonic()
         await db.fetchval("ping")
         where = "through a pooler" if db.pooled else "embedded" if dsn else "direct"
-        return f"PostgreSQL {version.major}.{version.minor}, {where}, round trip {_ms(began)} ms"
+        return f"PostgreSQL {version.major}.{version.micro}, {where}, round trip {_ms(began)} ms"
 
     async def _check_schema(self) -> str:
         await check_schema(self._need_db().dsn)
@@ -221,7 +222,10 @@ class _Run:
             # A file made here as another user would stand in the way of the service.
             raise _Skipped("needs the state dir")
         storage = await open_storage(settings)
-        await storage.check()
+        try:
+            await storage.check()
+        except Unavailable as exc:
+            raise Unavailable(f"{exc.message} {first_cause(exc)}", hint=exc.hint) from exc
         return f"{url.scheme}://{url.netloc}{url.path}: put, get, delete"
 
     async def _check_live(self) -> str:

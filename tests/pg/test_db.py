@@ -12,6 +12,7 @@ import pytest
 
 from daemon.db import Database, detect_pooler, is_transient, load_queries, open_pool, translate_errors
 from daemon.errors import Misconfigured, Unavailable
+from daemon.migrate import migrate
 from daemon.settings import Settings
 from tests.conftest import with_database
 
@@ -116,8 +117,23 @@ async def test_a_server_that_is_not_there_is_unavailable(settings: Settings) -> 
 async def test_a_database_that_does_not_exist_is_for_the_operator(
     settings: Settings, postgres_dsn: str
 ) -> None:
-    with pytest.raises(Misconfigured, match="Check LISTINGD_DATABASE_URL"):
+    with pytest.raises(Misconfigured, match="in LISTINGD_DATABASE_URL"):
         await open_pool(settings, dsn=with_database(postgres_dsn, "ld_nowhere"))
+
+
+@pytest.mark.parametrize("query", ["pgbouncer=true", "channel_binding=require", "statement_timeout=soon"])
+async def test_a_parameter_that_the_server_does_not_take_is_for_the_operator(
+    settings: Settings, postgres_dsn: str, query: str
+) -> None:
+    """URLs of Supabase and Neon carry them; asyncpg hands them on to the server."""
+    dsn = postgres_dsn + ("&" if "?" in postgres_dsn else "?") + query
+
+    with pytest.raises(Misconfigured, match=query.partition("=")[0]) as caught:
+        await open_pool(settings, dsn=dsn)
+    with pytest.raises(Misconfigured):
+        await migrate(dsn)
+
+    assert "what follows a ?" in caught.value.hint
 
 
 async def test_a_direct_server_is_not_taken_for_a_pooler(db: Database) -> None:

@@ -211,6 +211,14 @@ def test_a_state_dir_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None
         pass
 
 
+def test_a_full_disk_keeps_no_daemon_from_its_state_dir(tmp_path: Path) -> None:
+    """What cannot be written is the process id, which is there for a message alone."""
+    (tmp_path / "lock").symlink_to("/dev/full")
+
+    with hold_state_dir(Settings(state_dir=tmp_path)):
+        pass
+
+
 def test_a_database_of_an_unknown_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "postgres").mkdir()
     (tmp_path / "postgres" / "PG_VERSION").write_text("12\n")

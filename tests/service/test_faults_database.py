@@ -58,6 +58,9 @@ async def test_without_postgres_the_daemon_stays_says_so_and_is_back_by_itself(
     await eventually(lambda: run_ping(http, one))
     assert one.find("database.lost")
     assert one.find("database.restored")
+    told = [line["error"] for line in one.find("listener.lost")]
+    assert len(told) == len(set(told)), "an outage is told once"
+    assert [] == [line for line in one.read_log() if "exception" in line], "it is no bug of ours"
 
 
 async def test_the_metrics_say_whether_postgres_and_notifications_are_there(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from running import environment, finish, start
 
 from daemon.embedded import PostgresServer
-from tests.fleet import Daemon
+from tests.fleet import Daemon, Server
 from tests.support import eventually
 
 
@@ -50,6 +54,56 @@ async def test_a_server_for_others_without_a_key_is_refused_before_anything_is_m
     assert 2 == ended.code, ended.err
     assert "LISTINGD_SERVICE_KEY" in ended.err
     assert ["lock"] == [path.name for path in (tmp_path / "state").iterdir()]
+
+
+async def test_without_a_database_the_start_and_its_end_say_why(
+    tmp_path: Path,
+):
+    """Once: not every second, and not only in lines that have scrolled away."""
+    env = environment(
+        LISTINGD_STATE_DIR=str(tmp_path / "state"), LISTINGD_DATABASE_URL="postgresql://u@127.0.0.1:1/x"
+    )
+    with _manager(tmp_path) as heard:
+        process = await start("serve", env=env | {"NOTIFY_SOCKET": str(tmp_path / "notify")}, cwd=tmp_path)
+        status = await asyncio.to_thread(heard)
+        ended = await finish(process)
+
+    assert "waiting for the database: " in status
+    assert "refused" in status
+    lines = ended.err.splitlines()
+    assert (1, 3) == (ended.code, len(lines)), ended.err
+    assert '"database.lost"' in lines[0]
+    assert re.match(r"error: The database did not answer within 15 s: .*refused", lines[1])
+
+
+async def test_systemd_is_told_what_is_wrong_while_it_runs(
+    server: Server, daemon: Callable[..., Daemon], tmp_path: Path
+):
+    """`systemctl status` said "serving" through every outage."""
+    with _manager(tmp_path) as heard:
+        one = daemon("one")
+        one.env["NOTIFY_SOCKET"] = str(tmp_path / "notify")
+        await one.start()
+
+        server.stop(signal.SIGQUIT)
+        try:
+            for _ in range(5):
+                if "database: not answering" in (status := await asyncio.to_thread(heard)):
+                    break
+        finally:
+            server.start()
+
+    assert "STATUS=not ready at http://" in status
+    assert "database: not answering" in status
+
+
+@contextmanager
+def _manager(directory: Path) -> Iterator[Callable[[], str]]:
+    """What systemd would be: the next message it hears."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(directory / "notify"))
+        manager.settimeout(30)
+        yield lambda: manager.recv(4096).decode()
 
 
 _HEAVY = {"numpy", "cv2", "PIL", "fontTools", "rich", "jwt", "cryptography", "openai", "httpx2", "google.generativeai",

@@ -66,6 +66,22 @@ async def test_a_database_that_is_down_is_named(tmp_path: Path):
     assert "hidden" not in ended.out + ended.err
 
 
+async def test_the_stores_own_words_are_shown(listingd: Command):
+    more = {
+        "LISTINGD_STORAGE_URL": "s3://pictures",
+        "LISTINGD_STORAGE__ENDPOINT": "http://127.0.0.1:9",
+        "LISTINGD_STORAGE__ACCESS_KEY": "a",
+        "LISTINGD_STORAGE__SECRET_KEY": "hidden",
+    }
+
+    ended = await listingd("verify", **more)
+
+    assert 1 == ended.code
+    assert "http://127.0.0.1:9/pictures" in ended.out
+    assert "Debug source" not in ended.out
+    assert "hidden" not in ended.out + ended.err
+
+
 async def test_settings_that_are_wrong_skip_the_rest(tmp_path: Path):
     ended = await finish(await start("verify", env=environment(LISTINGD_HTTP__PRT="1"), cwd=tmp_path))
 

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from daemon import logs
 from daemon.log_events import CONTEXT_KEYS, EVENTS
 from daemon.settings import Auth, Log, Settings
+from tests.support import eventually
 
 REPOSITORY = Path(__file__).parents[2]
 LEVELS = {"debug", "info", "warning", "error", "exception"}
@@ -181,6 +182,24 @@ def test_dropped_lines_are_reported_when_writing_works_again() -> None:
         written = [json.loads(line) for line in lines]
     assert ["n0", "n1", "log.dropped"] == [line["event"] for line in written]
     assert 3 == written[-1]["lines"]
+
+
+async def test_lines_that_a_full_disk_took_are_all_reported_when_there_is_room(tmp_path: Path) -> None:
+    full, log = os.open("/dev/full", os.O_WRONLY), tmp_path / "log"
+    writer = logs.LogWriter(logs._render_json, descriptor=full)
+    writer.start()
+    for number in range(3):
+        writer.put({"event": f"n{number}", "level": "info"})
+        await eventually(lambda: writer.dropped == number + 1)  # noqa: B023 -- asked at once
+
+    writer._descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
+    writer.put({"event": "last", "level": "info"})
+    writer.close()
+
+    os.close(full)
+    os.close(writer._descriptor)
+    written = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [("last", None), ("log.dropped", 3)] == [(line["event"], line.get("lines")) for line in written]
 
 
 def test_a_reader_that_went_away_is_survived() -> None:

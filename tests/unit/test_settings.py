@@ -227,7 +227,9 @@ def test_every_setting_has_a_description() -> None:
 
 def test_every_default_can_be_written_into_the_environment() -> None:
     """A Literal of numbers once took none of its own values from there."""
-    defaults = {s.variable: s.default.strip("`") for s in list_settings() if re.fullmatch("`[^`]+`", s.default)}
+    defaults = {
+        s.variable: s.default.strip("`") for s in list_settings() if re.fullmatch("`[^`]+`", s.default)
+    }
 
     assert "18" == defaults["LISTINGD_EMBEDDED__VERSION"]
     assert load_settings(environ={}) == load_settings(environ=defaults)
