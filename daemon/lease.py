@@ -42,6 +42,7 @@ class Lease:
         *,
         instance: str,
         state_dir: Path,
+        storage_url: str | None,
         lease_s: float,
         heartbeat_s: float,
         kinds: Sequence[str],
@@ -50,8 +51,15 @@ class Lease:
     ) -> None:
         self._db = db
         self.instance = instance
-        self._state_dir = state_dir
-        self._host = os.uname().nodename
+        host = os.uname().nodename
+        self.info = {
+            "host": host,
+            "pid": os.getpid(),
+            "state_dir": str(state_dir),
+            "store": storage_url
+            or f"{host}:{state_dir}/assets",  # two processes with one name share their pictures
+        }
+        """What other processes and the API see of this one."""
         self.lease_s = lease_s
         self._heartbeat_s = heartbeat_s
         self._kinds = list(kinds)
@@ -93,7 +101,7 @@ class Lease:
             began = time.monotonic()
             row = await connection.fetchrow(
                 self._db.sql["start_worker"], self.instance, self.lease_s, self._kinds, self._concurrency,
-                json.dumps({"host": self._host, "pid": os.getpid(), "state_dir": str(self._state_dir)}),
+                json.dumps(self.info),
             )  # fmt: skip
         assert row is not None  # insert … returning
         worker_id: int = row["id"]
@@ -109,7 +117,7 @@ class Lease:
     def _refuse_rivals(self, rivals: Sequence[Mapping[str, Any]]) -> None:
         for rival in rivals:
             info = json.loads(rival["info_text"])
-            if (info.get("host"), info.get("state_dir")) == (self._host, str(self._state_dir)):
+            if all(info.get(key) == self.info[key] for key in ("host", "state_dir")):
                 continue  # our own earlier run: dead, since we hold the lock on its state dir
             raise Misconfigured(
                 f"Another live process (pid {info.get('pid')} on {info.get('host')}) uses the instance name"

@@ -97,6 +97,15 @@ EVENTS: dict[str, Event] = {
     ),
     "budget.exhausted": _event("warning", "scope limit_usd spent_usd until", "A budget is used up."),
     "storage.failed": _event("warning", "what error", "The object store failed; it is tried again."),
+    "storage.lost": _event(
+        "warning", "access error", "The object store cannot be read or written: jobs wait."
+    ),
+    "storage.restored": _event("info", "access", "The object store can be read or written again."),
+    "storage.apart": _event(
+        "error",
+        "other host theirs ours",
+        "Another daemon of this database keeps its pictures elsewhere: jobs will fail.",
+    ),
     "storage.swept": _event("info", "count bytes", "Files that nothing refers to were removed."),
     "webhook.delivered": _event(
         "info", "endpoint_id event_type status duration_s delivery", "A webhook was accepted."

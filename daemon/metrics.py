@@ -114,6 +114,12 @@ DATABASE_UP = Gauge("listingd_database_up", "1 while Postgres answers.", registr
 VACUUM_HELD = Gauge(
     "listingd_vacuum_held_seconds", "Age of what holds back vacuum, 0 below the setting.", registry=REGISTRY
 )
+STORAGE_UP = Gauge(
+    "listingd_storage_up",
+    "0 while the object store cannot be read or written.",
+    ("access",),
+    registry=REGISTRY,
+)
 LISTENER_UP = Gauge("listingd_listener_up", "1 while notifications are proven to arrive.", registry=REGISTRY)
 LEASE_AGE = Gauge("listingd_lease_age_seconds", "Time since the last confirmed heartbeat.", registry=REGISTRY)
 DROPPED_LINES = Gauge("listingd_log_lines_dropped", "Log lines lost to a slow reader.", registry=REGISTRY)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import random
 import signal
@@ -18,7 +19,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import aiohttp
 from aiohttp import web
@@ -59,7 +60,7 @@ from daemon.settings import Settings
 from daemon.settings_sources import find_service_key
 from daemon.steering import Steering
 from daemon.steps import Steps
-from daemon.storage import open_storage
+from daemon.storage import Access, open_storage
 from daemon.tokens import ServiceKeys
 from daemon.user_tokens import UserTokens
 from daemon.views import Views
@@ -189,6 +190,7 @@ async def run_service(settings: Settings) -> AsyncIterator[Service]:
         service, app, tasks = await _build(settings, db, stack)
         await _patiently(service.lease.start)
         stack.push_async_callback(_end_lease, service.lease)
+        await _patiently(lambda: _find_other_stores(service))
         await _patiently(service.steering.apply)  # before anything can be claimed
         await _patiently(service.housekeeper.rescue)  # so that the first look finds what our last run held
         background = await stack.enter_async_context(asyncio.TaskGroup())
@@ -240,10 +242,11 @@ async def _build(
     )  # fmt: skip
     queue = Queue(db)
     lease = Lease(
-        db, instance=settings.instance, state_dir=settings.state_dir, lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s,
+        db, instance=settings.instance, state_dir=settings.state_dir, storage_url=settings.storage_url, lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s,
         kinds=sorted(scheduler.kinds), concurrency=settings.workers.concurrency, load=lambda: workers.load(),
     )  # fmt: skip
     storage = await open_storage(settings)
+    storage.on_turn = _tell_storage
     providers = build_providers(settings, on_late_usage=lambda usage, model: steps.note_late(usage, model))
     for provider in (providers.cutout, providers.paint, providers.text):
         stack.push_async_callback(provider.close)
@@ -327,8 +330,29 @@ async def _build(
     return service, app, tasks
 
 
+def _tell_storage(access: Access, why: str | None) -> None:
+    metrics.STORAGE_UP.labels(access).set(why is None)
+    if why is None:
+        log.info("storage.restored", access=access)
+    else:
+        log.warning("storage.lost", access=access, error=why)
+
+
+async def _find_other_stores(service: Service) -> None:
+    """Say which live daemons keep their pictures elsewhere: a job that asks here for a photo stored there fails."""
+    ours = service.lease.info["store"]
+    for row in await service.db.fetch("read_live_workers"):
+        info = json.loads(row["info_text"])
+        if info.get("store", ours) != ours:
+            log.error(
+                "storage.apart", other=row["instance"], host=info.get("host"), theirs=info["store"], ours=ours
+            )
+
+
 def _set_gauges(service: Service) -> None:
     """What the metrics read at each scrape."""
+    for access in get_args(Access):
+        metrics.STORAGE_UP.labels(access).set(1)
     metrics.SLOTS.set(service.workers.concurrency)
     metrics.SLOTS_BUSY.set_function(lambda: service.workers.load()[0])
     metrics.DATABASE_UP.set_function(service.lease.is_answered)

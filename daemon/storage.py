@@ -12,18 +12,19 @@ names is an orphan (`list_older_than`, then `delete_older_than`, which looks aga
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import math
 import os
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -36,7 +37,7 @@ from obstore.exceptions import (
 )
 from obstore.store import MemoryStore, S3Store
 
-from daemon.errors import Misconfigured, NotFound, TooLarge, Unavailable
+from daemon.errors import Misconfigured, NotFound, TooLarge, Unavailable, first_cause
 from daemon.settings import Settings
 
 MAX_READ_BYTES = 160 * 1024 * 1024
@@ -45,6 +46,10 @@ MAX_READ_BYTES = 160 * 1024 * 1024
 _CHUNK_BYTES = 256 * 1024
 _SMALL_BYTES = 256 * 1024  # hashing this much takes under 1 ms: not worth a thread
 _REFRESH_S = 1800.0  # well under the age at which a file may be deleted: its name may be stored minutes later
+Access = Literal["read", "write"]
+
+T = TypeVar("T")
+
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -77,15 +82,19 @@ class Storage:
         self._driver = driver
         self._timeout_s = timeout_s
         self._signed_url = timedelta(seconds=signed_url_s)
+        self._lost: set[Access] = set()
+        self.on_turn: Callable[[Access, str | None], None] = lambda _what, _why: None
+        """Told when reading or writing stops working, and why; with None when it works again."""
 
     async def put(self, data: bytes, content_type: str) -> str:
         """Store bytes for good and return their SHA-256 (64 hex digits). Idempotent."""
         sha256 = await hash_bytes(data)
         key = _key(sha256)
-        with _translated():
+        with self._asking("write"):
             async with asyncio.timeout(self._timeout_s):
                 try:
                     await self._driver.put(key, data, content_type, overwrite=False)
+                    self._answered("write")
                     return sha256
                 except (FileExistsError, AlreadyExistsError):
                     try:
@@ -96,6 +105,7 @@ class Storage:
                 # A wrong size is damage from outside: heal it.
                 if size_bytes != len(data) or age_s > _REFRESH_S:
                     await self._driver.put(key, data, content_type, overwrite=True)
+                    self._answered("write")
         return sha256
 
     async def get(self, sha256: str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
@@ -104,7 +114,7 @@ class Storage:
         Errors: NotFound; TooLarge over `max_bytes`; Unavailable (code storage_corrupt) when they are not.
         """
         key = _key(sha256)
-        with _translated():
+        with self._asking("read"):
             async with asyncio.timeout(self._timeout_s):
                 size_bytes, _ = await self._driver.stat(key)
                 if size_bytes > max_bytes:
@@ -121,7 +131,7 @@ class Storage:
 
     async def stat(self, sha256: str) -> StoredFile:
         """Size and age. Errors: NotFound."""
-        with _translated():
+        with self._asking("read"):
             async with asyncio.timeout(self._timeout_s):
                 size_bytes, age_s = await self._driver.stat(_key(sha256))
         return StoredFile(sha256, size_bytes, age_s)
@@ -141,7 +151,7 @@ class Storage:
             return
         chunks = aiter(self._driver.stream(_key(sha256), start, end))
         while True:
-            with _translated():
+            with self._asking("read"):
                 async with asyncio.timeout(self._timeout_s):
                     chunk = await anext(chunks, None)
             if chunk is None:
@@ -154,7 +164,7 @@ class Storage:
 
     async def sign_url(self, sha256: str) -> str | None:
         """A download link that works for a while without credentials; None for a local store."""
-        with _translated():
+        with self._asking("read"):
             async with asyncio.timeout(self._timeout_s):
                 return await self._driver.sign(_key(sha256), self._signed_url)
 
@@ -168,7 +178,7 @@ class Storage:
         """Every file older than so many seconds, in no order: candidates of the sweep for orphans."""
         entries = aiter(self._driver.list())
         while True:
-            with _translated():
+            with self._asking("read"):
                 async with asyncio.timeout(self._timeout_s):
                     entry = await anext(entries, None)
             if entry is None:
@@ -196,6 +206,28 @@ class Storage:
             await self.get(sha256)
         finally:
             await self.delete(sha256)
+
+    @contextmanager
+    def _asking(self, what: Access) -> Iterator[None]:
+        """Errors as ours, and `on_turn` told. Apart for both: from a full disk one can still read."""
+        try:
+            with _translated():
+                yield
+        except Unavailable as exc:
+            if what not in self._lost:
+                self._lost.add(what)
+                self.on_turn(what, first_cause(exc))
+            raise
+        except NotFound:
+            self._answered(what)
+            raise
+        if what == "read":  # a `put` whose file is there already has written nothing
+            self._answered(what)
+
+    def _answered(self, what: Access) -> None:
+        if what in self._lost:
+            self._lost.discard(what)
+            self.on_turn(what, None)
 
 
 async def open_storage(settings: Settings) -> Storage:
@@ -275,7 +307,11 @@ def _translated() -> Iterator[None]:
 
 
 class _Directory:
-    """Files under one directory. Work happens in threads: a disk can block for seconds."""
+    """Files under one directory. Work happens in threads: a disk can block for seconds.
+
+    A file is missing only where the folder of drafts stands: without it the volume is gone, and to say of every file
+    that it does not exist would fail the jobs for good and have their paid results paid again.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -297,8 +333,16 @@ class _Directory:
                 if time.time() - draft.stat().st_mtime > 86_400:
                     draft.unlink()
 
+    async def _in_thread(self, act: Callable[..., T], *args: Any) -> T:
+        try:
+            return await asyncio.to_thread(act, *args)
+        except FileNotFoundError as exc:
+            if await asyncio.to_thread(self._drafts.is_dir):
+                raise
+            raise OSError(errno.ENODEV, "its directory is gone", str(self._root)) from exc
+
     async def put(self, key: str, data: bytes, _content_type: str, /, *, overwrite: bool) -> None:
-        await asyncio.to_thread(self._write, key, data, overwrite)
+        await self._in_thread(self._write, key, data, overwrite)
 
     def _write(self, key: str, data: bytes, overwrite: bool) -> None:
         target = self._root / key
@@ -328,14 +372,14 @@ class _Directory:
             target.hardlink_to(draft)  # unlike a rename it fails when the name is taken
 
     async def stat(self, key: str) -> tuple[int, float]:
-        found = await asyncio.to_thread((self._root / key).stat)
+        found = await self._in_thread((self._root / key).stat)
         return found.st_size, time.time() - found.st_mtime
 
     async def read(self, key: str) -> bytes:
-        return await asyncio.to_thread((self._root / key).read_bytes)
+        return await self._in_thread((self._root / key).read_bytes)
 
     async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
-        file = await asyncio.to_thread(open, self._root / key, "rb")
+        file = await self._in_thread(lambda: (self._root / key).open("rb"))
         try:
             await asyncio.to_thread(file.seek, start)
             left = end - start
@@ -349,7 +393,7 @@ class _Directory:
             file.close()
 
     async def delete(self, key: str) -> None:
-        await asyncio.to_thread((self._root / key).unlink)
+        await self._in_thread((self._root / key).unlink)
 
     async def list(self) -> AsyncIterator[tuple[str, int, float]]:
         for folder in await asyncio.to_thread(lambda: sorted(self._root.glob("[0-9a-f][0-9a-f]"))):
@@ -369,29 +413,40 @@ class _Bucket:
     def __init__(self, store: S3Store | MemoryStore) -> None:
         self._store = store
 
+    async def _told_apart(self, asking: Awaitable[T]) -> T:
+        """S3 says of a bucket that is not there what it says of a missing object; a listing knows the difference."""
+        try:
+            return await asking
+        except (FileNotFoundError, NotFoundError):
+            with suppress(PermissionDeniedError):  # the right to list is only there for the sweep
+                await anext(aiter(obstore.list(self._store)), None)
+            raise
+
     async def put(self, key: str, data: bytes, content_type: str, /, *, overwrite: bool) -> None:
-        await obstore.put_async(
-            self._store,
-            key,
-            data,
-            mode="overwrite" if overwrite else "create",
-            attributes={"Content-Type": content_type},
-            use_multipart=False,
+        await self._told_apart(
+            obstore.put_async(
+                self._store,
+                key,
+                data,
+                mode="overwrite" if overwrite else "create",
+                attributes={"Content-Type": content_type},
+                use_multipart=False,
+            )
         )
         size_bytes, _ = await self.stat(key)
         if size_bytes != len(data):
             raise OSError(f"stored {size_bytes} of {len(data)} bytes")
 
     async def stat(self, key: str) -> tuple[int, float]:
-        found = await obstore.head_async(self._store, key)
+        found = await self._told_apart(obstore.head_async(self._store, key))
         return found["size"], _age_s(found["last_modified"])
 
     async def read(self, key: str) -> bytes:
-        found = await obstore.get_async(self._store, key)
+        found = await self._told_apart(obstore.get_async(self._store, key))
         return bytes(await found.bytes_async())
 
     async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
-        found = await obstore.get_async(self._store, key, options={"range": (start, end)})
+        found = await self._told_apart(obstore.get_async(self._store, key, options={"range": (start, end)}))
         async for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
             yield bytes(chunk)
 

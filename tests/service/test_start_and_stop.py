@@ -106,6 +106,20 @@ def _manager(directory: Path) -> Iterator[Callable[[], str]]:
         yield lambda: manager.recv(4096).decode()
 
 
+async def test_daemons_that_keep_their_pictures_apart_are_told_so(daemon: Callable[..., Daemon]):
+    """A job that is taken where its photo is not fails: each has a directory of its own unless one is set."""
+    one = await daemon("one").start()
+
+    two = await daemon("two").start()
+    alike = await daemon("three", storage_url=f"file://{two.directory}/shared").start()
+    also_alike = await daemon("four", storage_url=f"file://{two.directory}/shared").start()
+
+    assert ["one"] == [line["other"] for line in two.find("storage.apart")]
+    assert ["one", "two"] == [line["other"] for line in alike.find("storage.apart")]
+    assert ["one", "two"] == [line["other"] for line in also_alike.find("storage.apart")]
+    assert [] == one.find("storage.apart")
+
+
 _HEAVY = {"numpy", "cv2", "PIL", "fontTools", "rich", "jwt", "cryptography", "openai", "httpx2", "google.generativeai",
           "daemon.amazon.aplus_modules"}  # fmt: skip
 _START = """

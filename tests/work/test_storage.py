@@ -316,5 +316,33 @@ async def test_a_bucket_that_is_not_there_is_unavailable(s3_server: str, tmp_pat
         ),
     )
 
-    with pytest.raises((Unavailable, NotFound)):
-        await (await open_storage(settings)).check()
+    storage = await open_storage(settings)
+    with pytest.raises(Unavailable):
+        await storage.put(PICTURE, "image/png")
+    with pytest.raises(Unavailable):
+        await storage.get(HASH)
+
+
+async def test_a_directory_that_is_gone_has_no_missing_files(tmp_path: Path) -> None:
+    """A volume that is not mounted: "not there" fails a job for good, and has what was paid paid again."""
+    storage = await open_storage(Settings(state_dir=tmp_path))
+    await storage.put(PICTURE, "image/png")
+    turns: list[tuple[str, bool]] = []
+    storage.on_turn = lambda access, why: turns.append((access, why is None))
+
+    (tmp_path / "assets").rename(tmp_path / "unmounted")
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="its directory is gone"):
+            await storage.get(HASH)
+        with pytest.raises(Unavailable):
+            await storage.put(b"new", "image/png")
+        with pytest.raises(Unavailable):
+            await anext(storage.stream(HASH, 0, 1))
+    (tmp_path / "unmounted").rename(tmp_path / "assets")
+
+    assert PICTURE == await storage.get(HASH)
+    assert [("read", False), ("write", False), ("read", True)] == turns
+    await storage.put(PICTURE, "image/png")
+    assert 3 == len(turns), "nothing was written: the file is there"
+    await storage.put(b"new", "image/png")
+    assert ("write", True) == turns[-1]
