@@ -280,13 +280,20 @@ def _explain(error: Mapping[str, Any]) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise Misconfigured(
             f"The settings file {path} cannot be read: {exc.strerror}.", hint="Check --config."
         ) from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise Misconfigured(f"The settings file {path} is not valid TOML: {exc}.") from exc
+    groups = {setting.path[0] for setting in list_settings() if len(setting.path) > 1}
+    for name in groups & found.keys():  # a variable of the same group would win over the whole of it, unseen
+        if not isinstance(found[name], dict):
+            raise Misconfigured(
+                f"{name} in {path} is a group of settings.", hint=f"Write [{name}], and its settings below."
+            )
+    return found
 
 
 def _read_credentials(directory: Path) -> dict[str, str]:

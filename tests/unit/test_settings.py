@@ -132,6 +132,10 @@ def test_a_mistake_in_a_file_or_a_credential_is_told_too(tmp_path: Path) -> None
     with pytest.raises(Misconfigured, match="cannot be read"):
         load_settings(tmp_path / "none.toml", {})
 
+    config.write_text("budgets = 5\n")
+    with pytest.raises(Misconfigured, match=r"budgets in .* is a group"):
+        load_settings(config, {"LISTINGD_BUDGETS__TOTAL_USD_PER_DAY": "3"})
+
     (tmp_path / "listingd_openai_api_key").write_text(SECRET)
     with pytest.raises(Misconfigured, match="Unknown credential LISTINGD_OPENAI_API_KEY"):
         load_settings(environ={"CREDENTIALS_DIRECTORY": str(tmp_path)})
