@@ -56,7 +56,7 @@ class ListingdError(Exception):
 
 
 def first_cause(exc: BaseException) -> str:
-    """Why, in one line and in the words of what failed first: for the operator, never for a client."""
+    """Why, in one line and in the words of what it came of: for the operator, never for a client."""
     cause = exc.__cause__ or exc
     return str(cause).partition("\n")[0] or type(cause).__name__
 

@@ -56,8 +56,8 @@ class Lease:
             "host": host,
             "pid": os.getpid(),
             "state_dir": str(state_dir),
-            "store": storage_url
-            or f"{host}:{state_dir}/assets",  # two processes with one name share their pictures
+            # Two processes with one name share their pictures.
+            "store": (storage_url or f"{host}:{state_dir}/assets").rstrip("/"),
         }
         """What other processes and the API see of this one."""
         self.lease_s = lease_s

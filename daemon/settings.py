@@ -17,6 +17,7 @@ import socket
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -391,6 +392,12 @@ class Settings(Group):
         # With two slashes the first part of the path would be taken for a host.
         if self.storage_url and re.match("file://(?!/)", self.storage_url):
             raise ValueError("LISTINGD_STORAGE_URL must have three slashes before a directory: file:///path")
+        if (
+            self.storage_url and "@" in urlsplit(self.storage_url).netloc
+        ):  # other daemons and the log see the URL
+            raise ValueError(
+                "LISTINGD_STORAGE_URL must hold no credentials: set LISTINGD_STORAGE__ACCESS_KEY and __SECRET_KEY"
+            )
         return self
 
     @property

@@ -46,11 +46,10 @@ MAX_READ_BYTES = 160 * 1024 * 1024
 _CHUNK_BYTES = 256 * 1024
 _SMALL_BYTES = 256 * 1024  # hashing this much takes under 1 ms: not worth a thread
 _REFRESH_S = 1800.0  # well under the age at which a file may be deleted: its name may be stored minutes later
-Access = Literal["read", "write"]
-
-T = TypeVar("T")
-
 _HASH = re.compile(r"[0-9a-f]{64}")
+
+Access = Literal["read", "write"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)

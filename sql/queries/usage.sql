@@ -2,8 +2,8 @@
 -- Jobs created in a span, grouped as asked: day, kind, provider, user_id (null where not grouped by), jobs, completed,
 -- failed, cancelled, calls, unknown_calls, estimated_usd, actual_usd, p50_s, p95_s (run time of completed jobs).
 -- Grouped by provider a job counts once at each provider it called. Ids begin with their time of creation: the
--- key of job_states finds the span. A pack's run begins with its first item (views.sql). $1 first id, $2 id after the last, $3 user_id or null for all,
--- $4 by day, $5 by kind, $6 by provider, $7 by user, $8 limit
+-- key of job_states finds the span. A pack's run begins with its first item (views.sql).
+-- $1 first id, $2 id after the last, $3 user_id or null for all, $4 by day, $5 by kind, $6 by provider, $7 by user, $8 limit
 select
     case when $4 then (j.created_at at time zone 'utc')::date end as day,
     case when $5 then j.kind end as kind,

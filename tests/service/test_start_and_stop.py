@@ -112,7 +112,7 @@ async def test_daemons_that_keep_their_pictures_apart_are_told_so(daemon: Callab
 
     two = await daemon("two").start()
     alike = await daemon("three", storage_url=f"file://{two.directory}/shared").start()
-    also_alike = await daemon("four", storage_url=f"file://{two.directory}/shared").start()
+    also_alike = await daemon("four", storage_url=f"file://{two.directory}/shared/").start()
 
     assert ["one"] == [line["other"] for line in two.find("storage.apart")]
     assert ["one", "two"] == [line["other"] for line in alike.find("storage.apart")]

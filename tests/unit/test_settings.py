@@ -99,6 +99,7 @@ def test_an_environment_file_with_the_line_ends_of_windows_is_read() -> None:
         ({"LISTINGD_DATABASE_URL": "mysql://x"}, "LISTINGD_DATABASE_URL: must begin with postgresql://"),
         ({"LISTINGD_STORAGE_URL": "ftp://x"}, "LISTINGD_STORAGE_URL must begin with"),
         ({"LISTINGD_STORAGE_URL": "file://var/pictures"}, "three slashes before a directory"),
+        ({"LISTINGD_STORAGE_URL": "s3://key:hidden@bucket"}, "must hold no credentials"),
         (
             {"LISTINGD_QUEUE__KIND_LIMITS": '{"a+": 8}'},
             "LISTINGD_QUEUE__KIND_LIMITS names kinds that there are not: a+",
