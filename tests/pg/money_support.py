@@ -22,6 +22,7 @@ from daemon.settings import Budgets
 from daemon.steps import Steps
 from daemon.storage import Storage
 from daemon.views import Views
+from tests.support import eventually
 
 PRICE = Decimal("0.25")
 
@@ -140,7 +141,14 @@ async def kill(daemon: Daemon, rescuer: Daemon) -> None:
     await daemon.db.pool.execute(
         "update listingd.workers set lease_until = now() - interval '1 s' where id = $1", daemon.worker
     )
-    await rescuer.db.fetch("rescue_jobs", 100, None, rescuer.worker)
+
+    async def has_none() -> bool:
+        await rescuer.db.fetch("rescue_jobs", 100, None, rescuer.worker)
+        return not await rescuer.db.pool.fetchval(
+            "select count(*) from listingd.job_states where worker = $1 and state = 'processing'", daemon.worker
+        )
+
+    await eventually(has_none)  # its statements may still hold rows: a rescue passes over those until they are done
 
 
 async def count_states(daemon: Daemon) -> dict[str, int]:
