@@ -145,10 +145,12 @@ async def kill(daemon: Daemon, rescuer: Daemon) -> None:
     async def has_none() -> bool:
         await rescuer.db.fetch("rescue_jobs", 100, None, rescuer.worker)
         return not await rescuer.db.pool.fetchval(
-            "select count(*) from listingd.job_states where worker = $1 and state = 'processing'", daemon.worker
+            "select count(*) from listingd.job_states where worker = $1 and state = 'processing'",
+            daemon.worker,
         )
 
-    await eventually(has_none)  # its statements may still hold rows: a rescue passes over those until they are done
+    # The dead process's statements may still hold rows: a rescue passes over those until they are done.
+    await eventually(has_none)
 
 
 async def count_states(daemon: Daemon) -> dict[str, int]:
