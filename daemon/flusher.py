@@ -16,6 +16,7 @@ row somebody else's open transaction has locked (an app that cancels inside its 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from typing import Any, Protocol
@@ -390,7 +391,7 @@ def _tell(end: Ended, job: ClaimedJob, run_s: float, took: Took | None) -> None:
         "job_id": job.id, "kind": job.kind, "user_id": job.user_id, "attempt": job.attempt,
     }  # fmt: skip
     if end.error_text is not None:
-        facts["error"] = end.error_text
+        facts["error"] = json.loads(end.error_text)
     if took is not None and took.provider_s:
         facts |= {"provider_s": round(took.provider_s, 3), "cost_usd": str(took.cost_usd)}
     if took is not None and took.bytes:

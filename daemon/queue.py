@@ -134,8 +134,7 @@ class Queue:
         self, connection: database.Connection, rows: str, worker: int | None
     ) -> list[asyncpg.Record]:
         """Store jobs, a JSON array as the statement describes it; rows (id, fence, created_at, is_soon, is_born) of
-        those
-        that were stored. worker: claims what is born running. Errors: Unavailable; asyncpg's DataError and
+        those that were stored. worker: claims what is born running. Errors: Unavailable; asyncpg's DataError and
         IntegrityConstraintViolationError for what cannot be stored.
         """
         return await self._fetch(connection, "create_jobs", rows, worker, self.rivals, SOON_S)

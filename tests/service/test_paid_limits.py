@@ -194,6 +194,7 @@ async def test_the_line_of_a_picture_tells_what_it_took(daemon: Callable[..., Da
     ]
     assert failed["duration_s"] > failed["provider_s"] > 0
     assert "0" == failed["cost_usd"]
+    assert "openai" == failed["error"]["provider"]  # an object that `jq` can look into
     assert completed["duration_s"] > completed["provider_s"] >= 0.2
     assert job["cost"]["actual_usd"] == completed["cost_usd"]
     assert completed["bytes"] > 0
