@@ -18,6 +18,7 @@ from pydantic import (
     RootModel,
     StringConstraints,
     TypeAdapter,
+    ValidationInfo,
 )
 
 from daemon.payloads import AplusInput, ImageInput, PackInput, PingInput
@@ -43,6 +44,13 @@ def _storable_time(value: datetime) -> datetime:
     """Postgres and Python agree on these years; nothing is planned outside them."""
     if not 2000 <= value.year <= 2200:
         raise ValueError("must lie between the years 2000 and 2200")
+    return value
+
+
+def _after_run_at(value: datetime, info: ValidationInfo) -> datetime:
+    run_at = info.data.get("run_at")
+    if run_at is not None and value <= run_at:
+        raise ValueError("must be later than run_at, else the job can never run")
     return value
 
 
@@ -81,7 +89,9 @@ class _Create(Body):
     user_id: UserId | None = Field(None, description="For whom; only a service key may say.")
     priority: int = Field(0, ge=-100, le=100, description="Higher goes first among one user's jobs.")
     run_at: Time | None = Field(None, description="Not before this time.")
-    expires_at: Time | None = Field(None, description="Fails when it has not begun by then.")
+    expires_at: Annotated[Time, AfterValidator(_after_run_at)] | None = Field(
+        None, description="Fails when it has not begun by then; later than `run_at`."
+    )
     max_attempts: int | None = Field(None, ge=1, le=10)
     metadata: Metadata = Field(
         default_factory=dict, description="Yours; at most 16 KiB. Comes back with the job."

@@ -34,6 +34,7 @@ async def test_creation_answers_with_location_id_and_times(api: Api) -> None:
     assert 7 == UUID(job["id"]).version
 
 
+PING: dict[str, object] = {"kind": "ping", "input": {}}
 WRONG_FIELDS: list[tuple[object, str]] = [
     ({"kind": "ping", "input": {"sleep": 1}}, "/input/sleep"),
     ({"kind": "ping", "input": {}, "colour": 1}, "/colour"),
@@ -41,6 +42,8 @@ WRONG_FIELDS: list[tuple[object, str]] = [
     ({"kind": "ping", "input": {}, "priority": True}, "/priority"),
     ({"kind": "ping", "input": {}, "run_at": "2027-01-01T00:00:00"}, "/run_at"),
     ({"kind": "ping", "input": {}, "run_at": "0001-01-01T00:00:00Z"}, "/run_at"),
+    (PING | {"run_at": "2027-01-02T00:00:00Z", "expires_at": "2027-01-01T00:00:00Z"}, "/expires_at"),
+    (PING | {"run_at": "2027-01-02T00:00:00Z", "expires_at": "2027-01-02T01:00:00+01:00"}, "/expires_at"),
     ({"kind": "nothing", "input": {}}, ""),
     ({"kind": "image", "input": IMAGE_JOB["input"] | {"size_px": 1}}, "/input/size_px"),
     ({"kind": "ping", "input": {}, "metadata": {"a": "x" * 20_000}}, "/metadata"),
@@ -55,6 +58,15 @@ async def test_wrong_field_is_named_by_its_pointer(api: Api) -> None:
         assert 422 == status, (body, problem)
         assert "application/problem+json" == response.content_type
         assert pointer in [error["pointer"] for error in problem["errors"]], (body, problem)
+
+
+async def test_a_job_that_would_expire_before_it_may_run_is_told_both_times(api: Api) -> None:
+    late = PING | {"run_at": "2027-01-02T00:00:00Z", "expires_at": "2027-01-01T00:00:00Z"}
+
+    _, problem, _ = await api.call("POST", "/v1/jobs/batch", json={"jobs": [PING, late]})
+
+    assert ["/jobs/1/expires_at"] == [error["pointer"] for error in problem["errors"]]
+    assert "run_at" in problem["detail"]
 
 
 UNSAFE_BODIES = [

@@ -181,6 +181,24 @@ async def test_a_time_that_could_stop_the_queue_is_refused(
     assert 0 == await connection.fetchval("select count(*) from listingd.job_states")
 
 
+@pytest.mark.parametrize("later", ["0 s", "1 h"])
+async def test_a_job_that_would_expire_before_it_may_run_is_refused(
+    connection: asyncpg.Connection, later: str
+) -> None:
+    for call in (
+        "select listingd.enqueue_job('ping', run_at => now() + $1::text::interval, expires_at => now())",
+        """
+        select listingd.enqueue_jobs(
+            jsonb_build_array(jsonb_build_object('kind', 'ping', 'run_at', now() + $1::text::interval, 'expires_at', now()))
+        )
+        """,
+    ):
+        with pytest.raises(asyncpg.CheckViolationError, match="jobs_expires_at_after_run_at_check"):
+            await connection.fetch(call, later)
+
+    assert 0 == await connection.fetchval("select count(*) from listingd.job_states")
+
+
 @pytest.mark.parametrize("delay_s", [1e13, -1e13, float("inf"), float("nan")])
 async def test_a_failed_attempt_is_put_off_for_a_year_at_most(
     connection: asyncpg.Connection, delay_s: float
