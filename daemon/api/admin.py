@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, Vali
 from daemon.api import models
 from daemon.api.access import no_such
 from daemon.api.answers import json_answer
-from daemon.api.bodies import read_json, read_query, validate
+from daemon.api.bodies import read_json, read_optional_json, read_query, validate
 from daemon.api.deps import ApiDeps
 from daemon.api.routing import Answer, Route
 from daemon.lanes import Lanes
@@ -204,8 +204,7 @@ class Admin:
         kind = request.match_info["kind"]
         if kind not in KINDS:
             raise no_such("queue")
-        _, body = await read_json(request, self._http)
-        asked = validate(_CHANGE_QUEUE, body)
+        asked = validate(_CHANGE_QUEUE, await read_optional_json(request, self._http))
         await self._db.fetchrow(
             "set_queue",
             kind,
@@ -286,8 +285,7 @@ class Admin:
         return json_answer(_key(new.key) | {"token": new.token}, 201, {"Cache-Control": "no-store"})
 
     async def rotate_key(self, request: web.Request) -> web.Response:
-        _, body = await read_json(request, self._http)
-        asked = validate(_ROTATE_KEY, body)
+        asked = validate(_ROTATE_KEY, await read_optional_json(request, self._http))
         new = await self._keys.rotate(_key_id(request), overlap_s=asked.overlap_s)
         return json_answer(_key(new.key) | {"token": new.token}, 201, {"Cache-Control": "no-store"})
 

@@ -80,6 +80,15 @@ async def read_json(request: web.Request, http: Http) -> tuple[Any, bytes]:
     return parse(body), body
 
 
+async def read_optional_json(request: web.Request, http: Http) -> bytes:
+    """The bytes of a document that may be left out, then those of an empty object. Errors: as read_json's."""
+    request[BODY] = await read_bytes(request, max_bytes=http.max_body_bytes, timeout_s=http.body_timeout_s)
+    if not request[BODY]:
+        return b"{}"
+    _, body = await read_json(request, http)
+    return body
+
+
 def parse(body: bytes) -> Any:
     """The document in the bytes. Errors: MalformedBody."""
     containers = body.count(b"[") + body.count(b"{")

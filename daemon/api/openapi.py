@@ -80,7 +80,11 @@ def _operation(route: Route, references: Mapping[_Key, dict[str, Any]]) -> dict[
         operation["x-scope"] = route.scope
     if route.body is not None:
         schema = references[route.body, "validation"] if isinstance(route.body, type) else dict(route.body)
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        # A document without a field that must be there may be left out as a whole (bodies.read_optional_json).
+        needed = not isinstance(route.body, type) or any(
+            field.is_required() for field in route.body.model_fields.values()
+        )
+        operation["requestBody"] = {"required": needed, "content": {"application/json": {"schema": schema}}}
     elif route.uploads:
         binary = {"schema": {"type": "string", "format": "binary"}}
         form = {"schema": {"type": "object", "required": ["file"], "properties": {"file": binary["schema"]}}}

@@ -14,7 +14,7 @@ from daemon.api import models
 from daemon.api.access import no_such
 from daemon.api.admin import Words
 from daemon.api.answers import json_answer
-from daemon.api.bodies import read_json, read_query, validate
+from daemon.api.bodies import read_optional_json, read_query, validate
 from daemon.api.deps import ApiDeps
 from daemon.api.routing import Answer, Route
 from daemon.errors import InvalidInput
@@ -75,8 +75,7 @@ class SteeringCalls:
         user_id = request.match_info["user_id"]
         if len(user_id) > 255 or not user_id.isprintable():
             raise no_such("user")
-        _, body = await read_json(request, self._http)
-        asked = validate(_CHANGE_SHARE, body)
+        asked = validate(_CHANGE_SHARE, await read_optional_json(request, self._http))
         if asked.paused is None and asked.weight is None:
             raise InvalidInput("Say what to change: paused, weight.", code="nothing_to_change")
         row = await self._db.fetchrow("set_user_share", user_id, asked.weight, asked.paused, asked.why)
@@ -84,8 +83,7 @@ class SteeringCalls:
         return json_answer(_share(row))
 
     async def pause_lane(self, request: web.Request) -> web.Response:
-        _, body = await read_json(request, self._http)
-        asked = validate(_PAUSE_LANE, body)
+        asked = validate(_PAUSE_LANE, await read_optional_json(request, self._http))
         name = request.match_info["name"]
         if not name.isprintable() or not await self._lanes.pause(name, for_s=asked.for_s, why=asked.why):
             raise no_such("provider")

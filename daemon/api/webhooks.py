@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
 from daemon.api import models
 from daemon.api.access import path_id
 from daemon.api.answers import json_answer
-from daemon.api.bodies import read_json, read_query, validate
+from daemon.api.bodies import read_json, read_optional_json, read_query, validate
 from daemon.api.deps import ApiDeps
 from daemon.api.principal import PRINCIPAL
 from daemon.api.routing import Answer, Route
@@ -162,8 +162,7 @@ class WebhookCalls:
 
     async def change(self, request: web.Request) -> web.Response:
         owner, endpoint_id = _owner(request), path_id(request, "webhook")
-        _, body = await read_json(request, self._http)
-        asked = validate(_CHANGE, body)
+        asked = validate(_CHANGE, await read_optional_json(request, self._http))
         if asked.url is not None:
             check_url(asked.url, self._allowed)
         changed = await self._webhooks.update(
@@ -196,8 +195,7 @@ class WebhookCalls:
 
     async def _rotate(self, request: web.Request, endpoint_id: UUID | None) -> web.Response:
         owner = _owner(request)
-        _, body = await read_json(request, self._http)
-        asked = validate(_ROTATE, body)
+        asked = validate(_ROTATE, await read_optional_json(request, self._http))
         secret = await self._webhooks.rotate_secret(owner, endpoint_id, overlap_s=asked.overlap_s)
         return json_answer({"secret": secret}, headers=_NO_STORE)
 

@@ -307,3 +307,51 @@ async def test_job_secret_is_ones_own(api: Operated) -> None:
 
     assert mine == again
     assert 3 == len({mine["secret"], service["secret"], rotated["secret"]})
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Content-Type": "application/json"}, {"Idempotency-Key": "of-call"}]
+)
+async def test_a_call_whose_fields_are_all_optional_needs_no_body(
+    api: Operated, headers: dict[str, str]
+) -> None:
+    _, key, _ = await api.call("POST", "/v1/admin/keys", json={"name": "till"})
+    _, hook, _ = await api.call("POST", "/v1/webhooks", json={"url": "https://hooks.example.com/a"})
+    calls = {
+        ("POST", f"/v1/admin/keys/{key['id']}/rotate"): 201,
+        ("POST", f"/v1/webhooks/{hook['id']}/secret/rotate"): 200,
+        ("POST", "/v1/webhooks/job-secret/rotate"): 200,
+        ("POST", "/v1/admin/providers/nobody/pause"): 404,
+        ("PATCH", f"/v1/webhooks/{hook['id']}"): 200,
+        ("PATCH", "/v1/admin/queues/ping"): 200,
+        ("PATCH", "/v1/admin/users/u1"): 422,  # nothing_to_change, as with {}
+    }
+
+    given = {}
+    for n, (method, path) in enumerate(calls):
+        own = {
+            name: f"{value}-{n}" if name == "Idempotency-Key" else value for name, value in headers.items()
+        }
+        given[method, path] = (await api.call(method, path, headers=own))[0]
+
+    assert calls == given
+
+
+async def test_a_stated_body_is_still_read_as_json_alone(api: Operated) -> None:
+    path = "/v1/webhooks/job-secret/rotate"
+
+    text = await api.call("POST", path, data="overlap_s=0", headers={"Content-Type": "text/plain"})
+    blank = await api.call("POST", path, data=b" ", headers={"Content-Type": "application/json"})
+
+    assert (415, 400) == (text[0], blank[0])
+
+
+async def test_the_document_says_which_bodies_may_be_left_out(api: Operated) -> None:
+    _, document, _ = await api.call("GET", "/openapi.json")
+
+    required = {
+        path: document["paths"][path]["post"]["requestBody"]["required"]
+        for path in ("/v1/jobs", "/v1/admin/keys", "/v1/admin/keys/{key_id}/rotate")
+    }
+
+    assert {"/v1/jobs": True, "/v1/admin/keys": True, "/v1/admin/keys/{key_id}/rotate": False} == required
