@@ -33,6 +33,8 @@ PREFIX = "ld_live_"
 FIRST_KEY_ID = "first"
 CACHE_S = 30.0
 CACHE_SIZE = 10_000
+PAGE_SIZE = 1000
+"""Keys that are read at once: 60 000 would hold the loop for 0.2 s."""
 
 _ALPHABET = string.ascii_letters + string.digits
 _TOKEN = re.compile(r"ld_live_([A-Za-z0-9]{12})_([A-Za-z0-9]{43})", re.ASCII)
@@ -91,7 +93,12 @@ class ServiceKeys:
 
     async def list_keys(self) -> list[ServiceKey]:
         """All keys, newest first, revoked ones too; without the first service key. Errors: Unavailable."""
-        return [_read(row) for row in await self._database.fetch("list_service_keys")]
+        keys: list[ServiceKey] = []
+        after: tuple[datetime | None, str | None] = (None, None)
+        while rows := await self._database.fetch("list_service_keys", *after, PAGE_SIZE):
+            keys += map(_read, rows)
+            after = (keys[-1].created_at, keys[-1].id)
+        return keys
 
     async def revoke(self, key_id: str) -> ServiceKey:
         """End a key; every process has forgotten it 30 s later. Errors: NotFound, Unavailable."""

@@ -6,10 +6,12 @@ values ($1, $2, $3, $4, $5)
 returning id, name, scopes, created_at, last_used_at, expires_at, revoked_at
 
 -- name: list_service_keys
--- All keys, newest first.
+-- The next keys, newest first. $1 and $2: created_at and id of the last one seen, or nulls. $3 limit
 select k.id, k.name, k.scopes, k.created_at, k.last_used_at, k.expires_at, k.revoked_at
 from listingd.service_keys as k
+where $1::timestamptz is null or k.created_at < $1 or (k.created_at = $1 and k.id > $2)
 order by k.created_at desc, k.id
+limit $3
 
 -- name: find_service_key
 -- The key with its hash, and whether it may be used now; notes the use, at most once a minute. $1 id

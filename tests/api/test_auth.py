@@ -11,6 +11,7 @@ import pytest
 from aiohttp import hdrs, web
 from aiohttp.test_utils import make_mocked_request
 
+from daemon import tokens
 from daemon.api.auth import BearerAuthenticator, RefusalLimit
 from daemon.api.limits import RequestLimit
 from daemon.api.principal import Principal
@@ -184,6 +185,19 @@ async def test_rotation_without_overlap_ends_the_old_key(keys: ServiceKeys) -> N
     assert await keys.verify(old.token) is None
     with pytest.raises(Conflict):
         await keys.rotate(old.key.id, overlap_s=0)
+
+
+async def test_keys_are_listed_in_pieces_each_once(
+    keys: ServiceKeys, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 000 read at once held the loop. Those of one moment must not be lost where a piece ends."""
+    monkeypatch.setattr(tokens, "PAGE_SIZE", 2)
+    made = [(await keys.create(name=f"key {n}", scopes=["read"])).key for n in range(7)]
+    await db.pool.execute("update listingd.service_keys set created_at = '2026-01-01Z' where name <> 'key 6'")
+
+    listed = [key.id for key in await keys.list_keys()]
+
+    assert [made[6].id, *sorted(key.id for key in made[:6])] == listed
 
 
 async def test_unknown_key_cannot_be_revoked_or_rotated(keys: ServiceKeys) -> None:
