@@ -29,14 +29,17 @@ begin
             when s.cancel_requested or not retry or s.attempt >= s.max_attempts then now()
         end,
         run_at = case
-            when retry and s.attempt < s.max_attempts
+            when retry and s.attempt < s.max_attempts and not s.cancel_requested
                 -- full jitter: uniform in [0, min(600, 2 * 2^(attempt - 1))] seconds
                 then now() + make_interval(secs => least(
                     greatest(coalesce(delay_s, random() * least(600, 2 * 2 ^ (s.attempt - 1))), 0), 31536000
                 ))
             else s.run_at
         end,
-        fence = case when retry and s.attempt < s.max_attempts then nextval('listingd.fences') else s.fence end
+        fence = case
+            when retry and s.attempt < s.max_attempts and not s.cancel_requested then nextval('listingd.fences')
+            else s.fence
+        end
     where s.fence = own_fence and s.state = 'processing'
     returning s.id, s.parent_id, s.state, s.attempt, s.started_at into moved;
     if not found then

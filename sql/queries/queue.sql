@@ -119,9 +119,9 @@ moved as (
         end,
         progress = case when e.state = 'pending' then s.progress end,
         unique_key = case when e.state = 'pending' and not s.cancel_requested then s.unique_key end,
-        run_at = case when e.state = 'pending' and e.delay_s > 0
+        run_at = case when e.state = 'pending' and e.delay_s > 0 and not s.cancel_requested
             then now() + make_interval(secs => e.delay_s) else s.run_at end,
-        fence = case when e.state = 'pending' then nextval('listingd.fences') else s.fence end
+        fence = case when e.state = 'pending' and not s.cancel_requested then nextval('listingd.fences') else s.fence end
     from ended as e
     where s.fence = e.fence and s.state = 'processing' and s.worker = $7
     returning

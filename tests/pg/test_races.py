@@ -129,6 +129,8 @@ async def test_a_cancel_is_not_forgotten_when_the_attempt_is_to_be_repeated(
     assert ("cancelled", "cancelled") == (row["state"], json.loads(row["error"])["code"])
     assert row["finished_at"] is not None
     assert [] == done.ready
+    # It stands in no index of times: a look there would read it for ever.
+    assert (None, fence) == (row["run_at"], row["fence"])
 
 
 async def test_a_cancel_is_not_forgotten_by_a_worker_in_another_language(bench: Bench) -> None:
@@ -137,7 +139,8 @@ async def test_a_cancel_is_not_forgotten_by_a_worker_in_another_language(bench: 
 
     await bench.db.pool.execute("select listingd.mark_job_failed($1, 'x', 'X.')", fence)
 
-    assert "cancelled" == (await bench.state(job))["state"]
+    row = await bench.state(job)
+    assert ("cancelled", None, fence) == (row["state"], row["run_at"], row["fence"])
 
 
 async def test_a_child_retried_alone_is_waited_for(bench: Bench) -> None:
