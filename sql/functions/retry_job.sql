@@ -8,6 +8,7 @@ as $$
 declare
     target record;
     still_open int;
+    is_any_ready boolean;
 begin
     select s.id, s.state, s.parent_id into target
     from listingd.job_states as s
@@ -38,6 +39,7 @@ begin
     where
         s.id in (select j.id from listingd.jobs as j where j.parent_id = target.id)
         and s.state in ('failed', 'cancelled');
+    is_any_ready := found;
     -- Children that run already (retried by themselves, or still stopping after a cancel) are waited for too.
     select count(*) into still_open
     from listingd.job_states as s
@@ -56,7 +58,9 @@ begin
     update listingd.job_states as s
     set open_children = s.open_children + 1, version = s.version + 1
     where s.id = target.parent_id and s.state = 'waiting';
-    perform pg_notify('listingd_jobs', '');
+    if is_any_ready or still_open = 0 then  -- else it waits for children that run already
+        perform pg_notify('listingd_jobs', '');
+    end if;
     return query select s.id, s.state, true from listingd.job_states as s where s.id = target.id;
 end
 $$;

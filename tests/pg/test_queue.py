@@ -348,6 +348,33 @@ async def test_retrying_a_pack_revives_only_what_failed(desk: Desk) -> None:
     assert not again.changed
 
 
+async def test_a_retry_that_makes_nothing_ready_wakes_nobody(desk: Desk) -> None:
+    """A cancelled pack whose item is still stopping waits for it; what the item becomes is told at its end."""
+    heard: list[str] = []
+    await desk.connection.add_listener("listingd_jobs", lambda *_: heard.append("jobs"))
+    parent, fence = await desk.claim(NewJob("pack", {}))
+    (child,) = (await fan_out(desk, fence))[:1]
+    await desk.flush(claims=[child])
+    await desk.connection.execute(
+        "delete from listingd.job_states where parent_id = $1 and fence <> $2", parent, child
+    )
+    await desk.queue.cancel(parent)
+    heard.clear()
+
+    waiting = await desk.queue.retry(parent)
+
+    await desk.connection.fetch("select")  # what was told before is here by then
+    assert waiting is not None
+    assert (State.WAITING, True, []) == (waiting.state, waiting.changed, heard)
+    await desk.flush(Ended(child, State.CANCELLED, None, "{}"))
+    (done,) = await desk.connection.fetch("select fence from listingd.job_states where id = $1", parent)
+    await desk.flush(claims=[done["fence"]])
+    await desk.flush(Ended(done["fence"], State.FAILED, None, "{}"))
+    await desk.queue.retry(parent)
+    await desk.connection.fetch("select")
+    assert ["jobs"] == heard
+
+
 async def test_a_low_fence_that_a_claim_has_lowered_is_not_raised_over_it(desk: Desk) -> None:
     """The raise was decided before the claim; whichever reaches the database second wins."""
 
