@@ -118,6 +118,7 @@ create table listingd.job_states (
     result jsonb,
     error jsonb,
     wants_webhook boolean default false not null,
+    began_at timestamp with time zone,
     constraint job_states_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'processing'::text, 'waiting'::text, 'completed'::text, 'failed'::text, 'cancelled'::text]))),
     constraint job_states_pkey PRIMARY KEY (id)
 ) with (fillfactor=30, autovacuum_vacuum_scale_factor=0.02, autovacuum_vacuum_threshold=2000, autovacuum_vacuum_insert_scale_factor=0.1, autovacuum_analyze_scale_factor=0.1, autovacuum_vacuum_cost_delay=1);

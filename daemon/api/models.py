@@ -315,7 +315,9 @@ class Job(Answer):
     max_attempts: int
     created_at: datetime
     run_at: datetime | None
-    started_at: datetime | None = Field(description="Of the latest attempt; of a pack: of its first item.")
+    started_at: datetime | None = Field(
+        description="Of the latest attempt; of a pack: of its first item, since the latest retry."
+    )
     finished_at: datetime | None
     expires_at: datetime | None
     cancel_requested: bool

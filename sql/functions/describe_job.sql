@@ -64,7 +64,10 @@ as $$
             octet_length(array_to_string(j.tags, ',')) <= 1000 as tags
     ) as m
     cross join lateral (
-        select array_agg(k.id) || j.id as ids, sum(ks.version - 1) as changes, min(ks.started_at) as started_at
+        select
+            array_agg(k.id) || j.id as ids,
+            sum(ks.version - 1) as changes,
+            min(ks.started_at) filter (where ks.started_at >= s.began_at or s.began_at is null) as started_at
         from listingd.jobs as k
         join listingd.job_states as ks on ks.id = k.id
         where k.parent_id = j.id

@@ -9,6 +9,7 @@ declare
     target record;
     still_open int;
     is_any_ready boolean;
+    has_children boolean;
 begin
     select s.id, s.state, s.parent_id into target
     from listingd.job_states as s
@@ -22,6 +23,7 @@ begin
     where s.id in (select j.id from listingd.jobs as j where j.parent_id = target.id)
     order by s.id
     for update;
+    has_children := found;
     select s.id, s.state, s.parent_id into target
     from listingd.job_states as s
     where s.id = job
@@ -53,7 +55,9 @@ begin
         open_children = still_open,
         fence = nextval('listingd.fences'), version = s.version + 1, attempt = 0, rescues = 0,
         cancel_requested = false, run_at = null, expires_at = null, started_at = null, finished_at = null, error = null,
-        result = null
+        result = null,
+        -- What its children did before is no part of the new run.
+        began_at = case when still_open > 0 then now() when has_children then 'infinity' end
     where s.id = target.id;
     update listingd.job_states as s
     set open_children = s.open_children + 1, version = s.version + 1

@@ -2,7 +2,7 @@
 -- Jobs created in a span, grouped as asked: day, kind, provider, user_id (null where not grouped by), jobs, completed,
 -- failed, cancelled, calls, unknown_calls, estimated_usd, actual_usd, p50_s, p95_s (run time of completed jobs).
 -- Grouped by provider a job counts once at each provider it called. Ids begin with their time of creation: the
--- key of job_states finds the span. A pack's run begins with its first item (views.sql).
+-- key of job_states finds the span. A pack's run begins with its first item (began_at).
 -- $1 first id, $2 id after the last, $3 user_id or null for all, $4 by day, $5 by kind, $6 by provider, $7 by user, $8 limit
 select
     case when $4 then (j.created_at at time zone 'utc')::date end as day,
@@ -17,9 +17,9 @@ select
     coalesce(sum(c.unknown_calls), 0)::bigint as unknown_calls,
     coalesce(sum(c.estimated_usd), 0) as estimated_usd,
     coalesce(sum(c.actual_usd), 0) as actual_usd,
-    percentile_cont(0.5) within group (order by extract(epoch from s.finished_at - least(s.started_at, i.started_at))::float8)
+    percentile_cont(0.5) within group (order by extract(epoch from s.finished_at - least(s.started_at, s.began_at))::float8)
         filter (where s.state = 'completed') as p50_s,
-    percentile_cont(0.95) within group (order by extract(epoch from s.finished_at - least(s.started_at, i.started_at))::float8)
+    percentile_cont(0.95) within group (order by extract(epoch from s.finished_at - least(s.started_at, s.began_at))::float8)
         filter (where s.state = 'completed') as p95_s
 from listingd.jobs as j
 join listingd.job_states as s on s.user_id = j.user_id and s.id = j.id
@@ -34,12 +34,6 @@ left join lateral (
     where p.job_id = j.id
     group by 1
 ) as c on true
-left join lateral (
-    select min(ks.started_at) as started_at
-    from listingd.jobs as k
-    join listingd.job_states as ks on ks.id = k.id
-    where s.kind = 'pack' and k.parent_id = s.id
-) as i on true
 where s.id >= $1 and s.id < $2 and j.kind <> 'webhook' and ($3::text is null or j.user_id = $3)
 group by 1, 2, 3, 4
 order by 1, 2, 3, 4
@@ -64,19 +58,9 @@ select
     ) as ahead
 from (
     select
-        extract(
-            epoch from s.finished_at - least(
-                s.started_at,
-                (
-                    select min(ks.started_at)
-                    from listingd.jobs as k
-                    join listingd.job_states as ks on ks.id = k.id
-                    where s.kind = 'pack' and k.parent_id = s.id
-                )
-            )
-        )::float8 as run_s
+        extract(epoch from s.finished_at - least(s.started_at, s.began_at))::float8 as run_s
     from (
-        select l.id, l.kind, l.state, l.started_at, l.finished_at
+        select l.id, l.kind, l.state, l.started_at, l.began_at, l.finished_at
         from listingd.job_states as l
         order by l.id desc
         limit 5000

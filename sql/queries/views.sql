@@ -27,7 +27,7 @@ cross join lateral (
         array_agg(k.id order by k.id) as ids,
         array_append(array_agg(k.id), j.id) as family,
         sum(ks.version - 1) as changes,
-        min(ks.started_at) as started_at,
+        min(ks.started_at) filter (where ks.started_at >= s.began_at or s.began_at is null) as started_at,
         count(*) filter (where ks.state in ('completed', 'failed', 'cancelled')) as ended,
         json_agg(
             json_build_object(

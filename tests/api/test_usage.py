@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -80,24 +81,74 @@ async def test_usage_by_provider_splits_the_money(api: Operated) -> None:
     }
 
 
-async def test_a_pack_runs_from_its_first_item_to_its_end(api: Operated) -> None:
-    """Its own row says when it was taken up again, after its items had ended."""
-    pack = await add_job(api.db, "u1", kind="pack", run_s=0.01)
-    for run_s in (30, 40):
-        item = await add_job(api.db, "u1", run_s=run_s)
-        await api.db.pool.execute("update listingd.jobs set parent_id = $1 where id = $2", pack, item)
-        await api.db.pool.execute("update listingd.job_states set parent_id = $1 where id = $2", pack, item)
+async def end_pack(db: Database, pack: UUID, *items: UUID) -> None:
+    """As when the items of a waiting pack end and it is taken up again for a moment."""
+    await db.pool.execute("update listingd.jobs set parent_id = $1 where id = any($2::uuid[])", pack, items)
+    await db.pool.execute(
+        "update listingd.job_states set parent_id = $1 where id = any($2::uuid[])", pack, items
+    )
+    await db.pool.execute(
+        "update listingd.job_states set state = 'waiting', open_children = $2, finished_at = null where id = $1",
+        pack, len(items),
+    )  # fmt: skip
+    await db.pool.execute(
+        "select listingd.settle_children(array_fill($1::uuid, array[$2::int]))", pack, len(items)
+    )
+    await db.pool.execute(
+        "update listingd.job_states set state = 'completed', started_at = now(), finished_at = now() where id = $1",
+        pack,
+    )  # fmt: skip
 
+
+async def read_run_times(api: Operated, pack: UUID) -> set[int]:
+    """How long a pack ran, as the report, the estimate, the job and its webhook tell, seconds."""
     _, usage, _ = await api.call("GET", "/v1/usage?group_by=kind")
     _, estimate, _ = await api.call(
         "POST", "/v1/estimate", json={"kind": "pack", "input": {"photo": PHOTO, "product": PRODUCT}}
     )
     _, job, _ = await api.call("GET", f"/v1/jobs/{pack}")
+    told = json.loads(await api.db.pool.fetchval("select listingd.describe_job($1)", pack))
+    spans = [
+        datetime.fromisoformat(shown["finished_at"]) - datetime.fromisoformat(shown["started_at"])
+        for shown in (job, told)
+    ]
+    return {
+        round(next(row["p50_s"] for row in usage["data"] if row["kind"] == "pack")),
+        round(estimate["run_s"]["p50"]),
+        *(round(span.total_seconds()) for span in spans),
+    }
 
-    assert 40 == round(next(row["p50_s"] for row in usage["data"] if row["kind"] == "pack"))
-    assert 40 == round(estimate["run_s"]["p50"])
-    started, ended = (datetime.fromisoformat(job[name]) for name in ("started_at", "finished_at"))
-    assert 40 == round((ended - started).total_seconds())
+
+async def test_a_pack_runs_from_its_first_item_to_its_end(api: Operated) -> None:
+    """Its own row says when it was taken up again, after its items had ended."""
+    pack = await add_job(api.db, "u1", kind="pack")
+
+    await end_pack(api.db, pack, *[await add_job(api.db, "u1", run_s=run_s) for run_s in (30, 40)])
+
+    assert {40} == await read_run_times(api, pack)
+
+
+async def test_a_retried_pack_runs_from_the_first_item_of_its_retry(api: Operated) -> None:
+    """What lies between is the time in which nobody had asked for it again."""
+    pack = await add_job(api.db, "u1", kind="pack", state="failed")
+    kept, failed = await add_job(api.db, "u1", run_s=7200), await add_job(api.db, "u1", state="failed")
+    await end_pack(api.db, pack, kept, failed)
+    await api.db.pool.execute("update listingd.job_states set state = 'failed' where id = $1", pack)
+    await api.call("POST", f"/v1/jobs/{pack}/retry")
+    _, waiting, _ = await api.call("GET", f"/v1/jobs/{pack}")
+    await api.db.pool.execute(
+        # It waited 5 s for its turn, and then ran 20 s.
+        "update listingd.job_states set state = 'completed', started_at = now() + interval '5 s' where id = $1",
+        failed,
+    )
+    await api.db.pool.execute("select listingd.settle_children(array[$1::uuid])", pack)
+    await api.db.pool.execute(
+        "update listingd.job_states set state = 'completed', started_at = now() + interval '25 s',"
+        " finished_at = now() + interval '25 s' where id = $1", pack,
+    )  # fmt: skip
+
+    assert waiting["started_at"] is None
+    assert {20} == await read_run_times(api, pack)
 
 
 async def test_user_sees_only_own_usage(api: Operated) -> None:
