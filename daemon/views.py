@@ -171,13 +171,18 @@ class Views:
         jobs = await self.read_jobs([row["id"] for row in rows], wanted.user_id)
         return Page(jobs, (rows[-1]["created_at"], rows[-1]["id"]) if more else None)
 
-    async def list_open(self, wanted: JobFilter, *, since: datetime | None, limit: int) -> list[UUID]:
-        """The newest jobs without parent that are open, or were created or ended after `since`."""
+    async def list_open(
+        self, wanted: JobFilter, *, since: datetime | None, limit: int
+    ) -> tuple[list[UUID], bool]:
+        """The newest jobs without parent that are open, or were created or ended after `since`; and whether there may
+        be more of them.
+        """
         name = "list_open_jobs" if wanted.user_id is None else "list_open_user_jobs"
         rows = await self._db.fetch_as(
             wanted.user_id, name, wanted.user_id, wanted.project_id, wanted.tag, wanted.kind, since, limit
         )
-        return [row["id"] for row in rows]
+        *found, last = rows
+        return [row["id"] for row in found], last["is_partial"] or len(found) == limit
 
     async def list_new(
         self, wanted: JobFilter, *, since: datetime, ends_of_old: bool, limit: int

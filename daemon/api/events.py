@@ -93,7 +93,7 @@ class Events:
         )
         since = self._read_since(_position(request, query.after))
         with self._feed.watch(subject=subject) as watch:
-            ids = await self._views.list_open(subject, since=since, limit=MAX_FOLLOWED)
+            ids, is_partial = await self._views.list_open(subject, since=since, limit=MAX_FOLLOWED)
             watch.is_partial |= len(ids) == MAX_FOLLOWED
             jobs = {job.id: job for job in await self._views.read_jobs(ids, subject.user_id)}
             for job in reversed(jobs.values()):  # the newest last, so that the oldest is let go first
@@ -103,7 +103,8 @@ class Events:
                     self._feed.follow(watch, job.id, job.version)
             async with self._stream(request) as stream:
                 shown = ",".join(job.to_json(_LIGHT) for job in jobs.values())
-                await stream.send(f'{{"jobs":[{shown}]}}', id=_now(), event="snapshot", retry=RETRY_MS)
+                snapshot = f'{{"jobs":[{shown}],"is_partial":{dump(is_partial)}}}'
+                await stream.send(snapshot, id=_now(), event="snapshot", retry=RETRY_MS)
                 await self._write_changes(request, stream, watch, jobs, single=False)
             return stream
 
@@ -287,7 +288,9 @@ def routes(deps: ApiDeps, feed: Feed) -> list[Route]:
         Route(
             "GET", "/v1/events", events.follow_all, "Follow all jobs", "events",
             description="One stream for everything that you may see, narrowed by project, tag or kind. `snapshot` "
-            "holds the open jobs (`{jobs: []}`, without input and result); `id:` increases.",
+            "holds the open jobs (`{jobs: [], is_partial}`, without input and result); after a reconnect those too that "
+            "have ended meanwhile. `is_partial`: only the newest were looked at; read what else you hold for open. `id:` "
+            "increases.",
             query=models.StreamQuery, headers=models.LastEventHeaders, token_in_query=True,
             answers={200: stream}, problems=(404, 410, 422, 429),
         ),

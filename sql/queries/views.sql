@@ -308,9 +308,9 @@ where s.id = $1 and s.kind <> 'webhook'
 
 -- name: list_open_user_jobs
 -- For a stream's snapshot: of a user's newest 1000 jobs without parent, those that are open, or were created or ended
--- after a time. $1 user_id, $2 project or null, $3 tag or null, $4 kind or null, $5 since or null, $6 limit
-select n.id
-from (
+-- after a time; and one last row without id: is_partial says whether there may be older jobs, which nobody looked at.
+-- $1 user_id, $2 project or null, $3 tag or null, $4 kind or null, $5 since or null, $6 limit
+with newest as (
     select j.id, j.created_at
     from listingd.jobs as j
     where
@@ -322,16 +322,24 @@ from (
         and ($4::text is null or j.kind = $4)
     order by j.id desc
     limit 1000
-) as n
-join listingd.job_states as s on s.id = n.id
-where s.state in ('pending', 'processing', 'waiting') or s.finished_at > $5::timestamptz or n.created_at > $5::timestamptz
-order by n.id desc
-limit $6
+)
+(
+    select n.id, null::boolean as is_partial
+    from newest as n
+    join listingd.job_states as s on s.id = n.id
+    where
+        s.state in ('pending', 'processing', 'waiting')
+        or s.finished_at > $5::timestamptz or n.created_at > $5::timestamptz
+    order by n.id desc
+    limit $6
+)
+union all
+select null, count(*) = 1000
+from newest
 
 -- name: list_open_jobs
 -- The same over all users, for a service. $1 unused (null)
-select n.id
-from (
+with newest as (
     select s.id, s.state, s.finished_at, j.created_at
     from listingd.job_states as s
     cross join lateral (
@@ -349,10 +357,19 @@ from (
         and ($4::text is null or j.kind = $4)
     order by s.id desc
     limit 1000
-) as n
-where n.state in ('pending', 'processing', 'waiting') or n.finished_at > $5::timestamptz or n.created_at > $5::timestamptz
-order by n.id desc
-limit $6
+)
+(
+    select n.id, null::boolean as is_partial
+    from newest as n
+    where
+        n.state in ('pending', 'processing', 'waiting')
+        or n.finished_at > $5::timestamptz or n.created_at > $5::timestamptz
+    order by n.id desc
+    limit $6
+)
+union all
+select null, count(*) = 1000
+from newest
 
 -- name: list_new_user_jobs
 -- Of a user's newest 1000 jobs without parent, those that were created or ended after a time. $1 … $6 as above, since not

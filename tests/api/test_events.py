@@ -423,3 +423,43 @@ async def test_a_view_that_was_read_before_the_snapshot_is_not_told_after_it(
 
     assert ("snapshot", "2") == (name, position)
     assert min(positions) > 2
+
+
+SEED_OLD = """
+with made as (
+    insert into listingd.job_states (id, kind, state, finished_at)
+    select overlay(gen_random_uuid()::text placing '0' from 1 for 1)::uuid, 'ping', 'completed', now() - interval '1 day'
+    from generate_series(1, $1::int)
+    returning id, kind
+)
+insert into listingd.jobs (id, kind, input, created_at)
+select m.id, m.kind, '{}', now() - interval '1 day' from made as m
+"""
+
+
+@pytest.mark.parametrize(("older", "is_partial"), [(998, False), (999, True)])
+async def test_a_snapshot_that_cannot_have_seen_every_end_says_so(
+    api: Api, older: int, is_partial: bool
+) -> None:
+    """A reader that comes back holds jobs for open whose end nobody tells: it must ask for them."""
+    async with follow(api, "/v1/events") as reader:
+        _, first, position = await reader.next()
+    await api.execute(SEED_OLD, older)
+    await api.create()
+
+    async with follow(api, "/v1/events", **{"Last-Event-ID": position or ""}) as reader:
+        _, again, _ = await reader.next()
+
+    assert (False, is_partial) == (first["is_partial"], again["is_partial"])
+    assert 1 == len(again["jobs"])
+
+
+async def test_a_snapshot_that_leaves_jobs_out_says_so(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events_module, "MAX_FOLLOWED", 1)
+    await api.create()
+    await api.create()
+
+    async with follow(api, "/v1/events") as reader:
+        _, snapshot, _ = await reader.next()
+
+    assert (1, True) == (len(snapshot["jobs"]), snapshot["is_partial"])

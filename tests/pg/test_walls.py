@@ -127,7 +127,7 @@ async def test_every_read_of_the_api_works_behind_the_wall(db: Database) -> None
             (await views.list_jobs(JobFilter(user_id=user, project_id=project_id), limit=10)).jobs
         )
         assert [] == (await views.list_jobs(JobFilter(user_id=user, parent_id=job_id), limit=10)).jobs
-        assert [waiting] == await views.list_open(JobFilter(user_id=user), since=None, limit=10)
+        assert ([waiting], False) == await views.list_open(JobFilter(user_id=user), since=None, limit=10)
         assert await views.read_file(file_id, user) is not None
         assert [file_id] == [file.id for file in await views.list_files(job_id, user)]
         assert "{}" == await views.read_document(job_id, user)
