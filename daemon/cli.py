@@ -16,7 +16,7 @@ from daemon.cli_demo import demo
 from daemon.cli_jobs import enqueue, jobs
 from daemon.cli_keys import keys
 from daemon.cli_openapi import openapi
-from daemon.cli_options import Commands, config_option, read_settings, run_async
+from daemon.cli_options import EXIT_FAILED, Commands, config_option, read_settings, run_async
 from daemon.cli_queues import queues, top
 from daemon.cli_schedules import schedules
 from daemon.cli_verify import verify
@@ -124,4 +124,16 @@ def main() -> None:
     """Entry point of the command `listingd`."""
     _have_standard_files()
     gc.set_threshold(300_000, 20, 100)  # imports leave nothing to collect; service.serve sets its own
-    commands(prog_name="listingd")
+    try:
+        commands(prog_name="listingd")
+    except OSError:
+        # Is it the output that fails? Then it takes no line's end either. (click sees to a pipe that nobody reads.)
+        try:
+            os.write(1, b"\n")
+        except OSError as exc:
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), 1
+            )  # for what is buffered: it would fail at the exit again
+            click.echo(f"error: The output cannot be written: {exc.strerror}.", err=True)
+            sys.exit(EXIT_FAILED)
+        raise

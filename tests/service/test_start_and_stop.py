@@ -162,3 +162,34 @@ def test_a_terminal_that_cannot_show_a_sign_gets_a_question_mark(tmp_path: Path)
 
     assert 0 == ended.returncode, ended.stderr
     assert "LISTINGD_? variables" in ended.stdout
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["--help", "version", "openapi"])
+def test_an_output_that_cannot_be_written_is_one_sentence(
+    command: str, unbuffered: str, tmp_path: Path
+) -> None:
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "daemon", command], env=environment(PYTHONUNBUFFERED=unbuffered), cwd=tmp_path,
+            check=False, timeout=60, stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    assert (1, "error: The output cannot be written: No space left on device.\n") == (
+        ended.returncode,
+        ended.stderr,
+    )
+
+
+def test_who_reads_no_further_hears_nothing(tmp_path: Path) -> None:
+    """`listingd openapi | head -1`."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "daemon", "openapi"], env=environment(), cwd=tmp_path,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as running:  # fmt: skip
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        said = running.stderr.read()
+
+    assert (1, b"") == (running.returncode, said)
