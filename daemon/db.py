@@ -52,6 +52,11 @@ _REFUSED = (
     asyncpg.InvalidParameterValueError,
     asyncpg.CantChangeRuntimeParamError,
 )
+# PgBouncer says everything under the one code of a broken connection: these no waiting heals.
+_POOLER_REFUSES = re.compile(
+    r"no such (database|user)|authentication failed|login rejected|SSL required|unsupported startup parameter"
+    r"|(database|role) .* does not exist"
+)
 _RETRY_AFTER_S = 1
 
 log = logs.get_logger()
@@ -91,7 +96,9 @@ def translate_refusals(variable: str = "LISTINGD_DATABASE_URL") -> Iterator[None
     try:
         with _translate_unreadable(variable):
             yield
-    except _REFUSED as exc:
+    except (*_REFUSED, asyncpg.ProtocolViolationError) as exc:
+        if isinstance(exc, asyncpg.ProtocolViolationError) and not _POOLER_REFUSES.search(str(exc)):
+            raise
         raise Misconfigured(
             f"The database refuses us: {first_cause(exc)}.",
             hint=f"Check user, password, database and what follows a ? in {variable}.",

@@ -10,7 +10,15 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from daemon.db import Database, detect_pooler, is_transient, load_queries, open_pool, translate_errors
+from daemon.db import (
+    Database,
+    detect_pooler,
+    is_transient,
+    load_queries,
+    open_pool,
+    translate_errors,
+    translate_refusals,
+)
 from daemon.errors import Misconfigured, Unavailable
 from daemon.migrate import migrate
 from daemon.settings import Settings
@@ -207,12 +215,14 @@ async def test_tcp_connections_have_keepalive() -> None:
         asyncpg.LockNotAvailableError("55P03"),
         asyncpg.DeadlockDetectedError("40P01"),
         asyncpg.QueryCanceledError("57014"),
+        asyncpg.ProtocolViolationError("query_wait_timeout"),  # PgBouncer has no server
+        asyncpg.ProtocolViolationError("no more connections allowed (max_client_conn)"),
     ],
     ids=lambda exc: type(exc).__name__,
 )
 def test_reconnect_and_go_on(exc: Exception) -> None:
     assert is_transient(exc)
-    with pytest.raises(Unavailable), translate_errors():
+    with pytest.raises(Unavailable), translate_errors(), translate_refusals():
         raise exc
 
 

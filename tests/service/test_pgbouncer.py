@@ -6,14 +6,19 @@ import asyncio
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
 import asyncpg
 import pytest
+from running import environment, finish, start
 
 from tests.fleet import HEADERS, Daemon, Server, find_port
 from tests.nursery import die_with_parent
@@ -24,12 +29,12 @@ PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin
 
 CONFIG = """
 [databases]
-* = host=127.0.0.1 port={server}
+{database} = host=127.0.0.1 port={server}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
 unix_socket_dir =
-auth_type = trust
+auth_type = {auth}
 auth_file = {directory}/users
 pool_mode = transaction
 default_pool_size = {pool_size}
@@ -40,21 +45,31 @@ max_client_conn = 500
 @pytest.fixture
 def pooled(
     server: Server, dsn: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[int], str]]:
-    """`pooled(4)` gives the DSN of the test's database through a PgBouncer with so many server sessions."""
+) -> Iterator[Callable[..., str]]:
+    """`pooled(4)` gives the DSN of the test's database through a PgBouncer with so many server sessions.
+
+    database: what it pools; auth: how it tells who comes, postgres by the password "right".
+    """
     if PROGRAM is None:
         pytest.skip("pgbouncer is not installed")
     bouncers: list[subprocess.Popen[bytes]] = []
 
-    def start(pool_size: int) -> str:
+    def start(pool_size: int, *, database: str = "*", auth: str = "trust") -> str:
         directory = tmp_path_factory.mktemp("pgbouncer")
         for parent in (directory, *directory.parents[:2]):
             parent.chmod(parent.stat().st_mode | 0o055)
         port = find_port()
-        (directory / "users").write_text('"postgres" ""\n')
+        (directory / "users").write_text('"postgres" "right"\n')
         config = directory / "pgbouncer.ini"
         config.write_text(
-            CONFIG.format(server=server.port, port=port, directory=directory, pool_size=pool_size)
+            CONFIG.format(
+                server=server.port,
+                port=port,
+                directory=directory,
+                pool_size=pool_size,
+                database=database,
+                auth=auth,
+            )
         )
         user = {"user": pwd.getpwnam("nobody").pw_uid} if os.geteuid() == 0 else {}
         bouncers.append(
@@ -190,3 +205,36 @@ async def test_a_cancel_needs_no_notification_on_the_daemon_that_runs_the_job(
         async with http.post(f"/v1/jobs/{job}/cancel") as answer:
             assert answer.status in {200, 202}
         await eventually(lambda: one.find("job.cancelled", job_id=job), 20)
+
+
+@pytest.mark.parametrize(
+    ("pooler", "change", "why"),
+    [
+        ({"database": "another"}, ("", ""), "no such database: ld_"),
+        ({}, ("/ld_", "/gone_"), 'database "gone_.*" does not exist'),
+        ({}, ("postgres@", "nobody@"), "authentication failed"),
+        ({"auth": "md5"}, ("postgres@", "postgres:wrong@"), "password authentication failed"),
+        ({"auth": "scram-sha-256"}, ("postgres@", "postgres:wrong@"), "authentication failed"),
+    ],
+    ids=["no database here", "none at the server", "no user", "md5", "scram"],
+)
+async def test_a_refusal_by_the_pooler_is_told_as_the_servers_own(
+    pooled: Callable[..., str], tmp_path: Path, pooler: dict[str, str], change: tuple[str, str], why: str
+) -> None:
+    """Nothing heals it: systemd must not start the daemon for ever, nor anybody wait for 15 s."""
+    through = pooled(4, **pooler).replace(*change)
+    await eventually(lambda: is_open(through), 15)
+    env = environment(LISTINGD_STATE_DIR=str(tmp_path / "state"), LISTINGD_DATABASE_URL=through)
+
+    ended = await finish(await start("serve", env=env, cwd=tmp_path))
+
+    said, hint = ended.err.splitlines()
+    assert 2 == ended.code
+    assert re.search(f"^error: The database refuses us: .*{why}", said)
+    assert "LISTINGD_DATABASE_URL" in hint
+
+
+def is_open(dsn: str) -> bool:
+    parts = urlsplit(dsn)
+    with socket.socket() as probe:
+        return probe.connect_ex((parts.hostname, parts.port)) == 0
