@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import re
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeAlias, cast
+from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -91,10 +94,10 @@ class translate_errors:  # noqa: N801 -- reads as a verb: `with translate_errors
 
 
 @contextmanager
-def translate_refusals(variable: str = "LISTINGD_DATABASE_URL") -> Iterator[None]:
+def translate_refusals(dsn: str, variable: str = "LISTINGD_DATABASE_URL") -> Iterator[None]:
     """Turn what only the operator can change (user, password, database, parameters, DSN) into Misconfigured."""
     try:
-        with _translate_unreadable(variable):
+        with _translate_unreadable(dsn, variable):
             yield
     except (*_REFUSED, asyncpg.ProtocolViolationError) as exc:
         if isinstance(exc, asyncpg.ProtocolViolationError) and not _POOLER_REFUSES.search(str(exc)):
@@ -106,15 +109,45 @@ def translate_refusals(variable: str = "LISTINGD_DATABASE_URL") -> Iterator[None
 
 
 @contextmanager
-def _translate_unreadable(variable: str) -> Iterator[None]:
+def _translate_unreadable(dsn: str, variable: str) -> Iterator[None]:
     try:
         yield
-    except ValueError:  # a DSN that asyncpg cannot read
+    except ValueError as exc:  # a DSN that asyncpg cannot read
+        if str(exc).startswith("root certificate file"):  # it asks for a check, and does not say by what
+            raise Misconfigured(
+                f"The database's certificate cannot be checked: {first_cause(exc)}.",
+                hint=f"Name the file of the authority in {variable}: sslrootcert=/etc/….pem.",
+            ) from None
         raise Misconfigured(
             "The database URL cannot be read.",
             hint=f"{variable} looks like postgresql://user:password@host:5432/name; "
             "in a password / is written %2F, and @ %40.",
         ) from None  # its text may hold the password
+    except OSError:
+        _check_certificates(dsn, variable)
+        raise
+
+
+def _check_certificates(dsn: str, variable: str) -> None:
+    """Whether a file that the DSN names is what keeps us out: its error is that of a server that is away.
+
+    Errors: Misconfigured.
+    """
+    named = dict(parse_qsl(urlsplit(dsn).query))
+    for name in ("sslrootcert", "sslcrl", "sslcert", "sslkey"):
+        path = named.get(name) or os.environ.get(f"PG{name.upper()}")
+        if not path:
+            continue
+        try:
+            Path(path).open("rb").close()
+            if name in {"sslrootcert", "sslcrl"}:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+        except OSError as exc:
+            why = "it holds no certificate" if isinstance(exc, ssl.SSLError) else exc.strerror
+            raise Misconfigured(
+                f"{name} {path} cannot be read: {why}.",
+                hint=f"{variable} or PG{name.upper()} names it; the daemon's user must be able to read it.",
+            ) from exc
 
 
 def sql_dir() -> Path:
@@ -177,7 +210,7 @@ class Database:
 
         Errors: Unavailable; Misconfigured when the server refuses the user, password or database.
         """
-        with translate_errors(), translate_refusals():
+        with translate_errors(), translate_refusals(self.dsn):
             self.pooled = await self._detect_pooler()
             self._pool = await self._create_pool("listingd", min_size=min(2, self._settings.pool_size))
             # Sessions of their own: a plan is thrown away when its session's role changes.
@@ -274,7 +307,7 @@ class Database:
         dsn = self.listen_dsn if direct and self.listen_dsn else self.dsn
         variable = "LISTINGD_DATABASE_URL" if dsn == self.dsn else "LISTINGD_LISTEN_DATABASE_URL"
         pooled = self.pooled and dsn == self.dsn
-        with translate_errors(), _translate_unreadable(variable):
+        with translate_errors(), _translate_unreadable(dsn, variable):
             connection = await asyncpg.connect(
                 dsn, **self._connect_arguments(f"listingd:{name}", pooled=pooled)
             )

@@ -216,7 +216,7 @@ async def _connection(target: str | Connection) -> AsyncIterator[Connection]:
         yield target
         return
     arguments = {} if "target_session_attrs" in target else {"target_session_attrs": "read-write"}
-    with translate_refusals():
+    with translate_refusals(target):
         connection = await asyncpg.connect(
             target,
             timeout=10,

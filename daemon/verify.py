@@ -194,7 +194,7 @@ class _Run:
                 hint="Set LISTINGD_LISTEN_DATABASE_URL to a direct DSN.",
             )
         variable = "LISTINGD_LISTEN_DATABASE_URL" if db.listen_dsn else "LISTINGD_DATABASE_URL"
-        with database.translate_refusals(variable):
+        with database.translate_refusals(db.listen_dsn or db.dsn, variable):
             connection = await db.dedicated_connection("verify", direct=True)
         try:
             channel = f"listingd_verify_{secrets.token_hex(8)}"

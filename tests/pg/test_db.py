@@ -222,7 +222,7 @@ async def test_tcp_connections_have_keepalive() -> None:
 )
 def test_reconnect_and_go_on(exc: Exception) -> None:
     assert is_transient(exc)
-    with pytest.raises(Unavailable), translate_errors(), translate_refusals():
+    with pytest.raises(Unavailable), translate_errors(), translate_refusals("postgresql://u@h/x"):
         raise exc
 
 

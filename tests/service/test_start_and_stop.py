@@ -76,6 +76,47 @@ async def test_without_a_database_the_start_and_its_end_say_why(
     assert re.match(r"error: The database did not answer within 15 s: .*refused", lines[1])
 
 
+@pytest.mark.parametrize(
+    ("command", "name", "path", "why"),
+    [
+        ("serve", "sslrootcert", "gone.pem", "No such file or directory"),
+        ("migrate", "sslrootcert", "gone.pem", "No such file or directory"),
+        ("serve", "sslrootcert", "text.pem", "it holds no certificate"),
+        ("serve", "sslcrl", "gone.pem", "No such file or directory"),
+        ("serve", "sslcert", "gone.pem", "No such file or directory"),
+        ("serve", "sslcert", "", "Is a directory"),
+    ],
+)
+async def test_a_certificate_that_cannot_be_read_is_told_at_once(
+    tmp_path: Path, command: str, name: str, path: str, why: str
+):
+    """It looked like a database that does not answer, for 15 s each time that systemd tried."""
+    (tmp_path / "text.pem").write_text("Hello.")
+    url = f"postgresql://u@127.0.0.1:1/x?sslmode=require&{name}={tmp_path / path}"
+    env = environment(LISTINGD_STATE_DIR=str(tmp_path / "state"), LISTINGD_DATABASE_URL=url)
+
+    ended = await finish(await start(command, env=env, cwd=tmp_path))
+
+    said, hint = ended.err.splitlines()
+    assert 2 == ended.code
+    assert f"error: {name} {tmp_path / path} cannot be read: {why}." == said
+    assert "LISTINGD_DATABASE_URL" in hint
+
+
+async def test_a_check_of_the_databases_certificate_by_nothing_is_told(tmp_path: Path):
+    env = environment(
+        LISTINGD_STATE_DIR=str(tmp_path / "state"), HOME=str(tmp_path),
+        LISTINGD_DATABASE_URL="postgresql://u@127.0.0.1:1/x?sslmode=verify-full",
+    )  # fmt: skip
+
+    ended = await finish(await start("serve", env=env, cwd=tmp_path))
+
+    said, hint = ended.err.splitlines()
+    assert 2 == ended.code
+    assert "root.crt" in said
+    assert "sslrootcert=" in hint
+
+
 async def test_systemd_is_told_what_is_wrong_while_it_runs(
     server: Server, daemon: Callable[..., Daemon], tmp_path: Path
 ):
