@@ -42,7 +42,7 @@ class Lease:
         *,
         instance: str,
         state_dir: Path,
-        storage_url: str | None,
+        store: str,
         lease_s: float,
         heartbeat_s: float,
         kinds: Sequence[str],
@@ -56,8 +56,7 @@ class Lease:
             "host": host,
             "pid": os.getpid(),
             "state_dir": str(state_dir),
-            # Two processes with one name share their pictures.
-            "store": (storage_url or f"{host}:{state_dir}/assets").rstrip("/"),
+            "store": store,  # two processes with one name share their pictures (storage.name_store)
         }
         """What other processes and the API see of this one."""
         self.lease_s = lease_s

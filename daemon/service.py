@@ -60,7 +60,7 @@ from daemon.settings import Settings
 from daemon.settings_sources import find_service_key
 from daemon.steering import Steering
 from daemon.steps import Steps
-from daemon.storage import Access, open_storage
+from daemon.storage import Access, name_store, open_storage
 from daemon.tokens import ServiceKeys
 from daemon.user_tokens import UserTokens
 from daemon.views import Views
@@ -242,7 +242,7 @@ async def _build(
     )  # fmt: skip
     queue = Queue(db)
     lease = Lease(
-        db, instance=settings.instance, state_dir=settings.state_dir, storage_url=settings.storage_url, lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s,
+        db, instance=settings.instance, state_dir=settings.state_dir, store=name_store(settings), lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s,
         kinds=sorted(scheduler.kinds), concurrency=settings.workers.concurrency, load=lambda: workers.load(),
     )  # fmt: skip
     storage = await open_storage(settings)
@@ -340,13 +340,19 @@ def _tell_storage(access: Access, why: str | None) -> None:
 
 async def _find_other_stores(service: Service) -> None:
     """Say which live daemons keep their pictures elsewhere: a job that asks here for a photo stored there fails."""
-    ours = service.lease.info["store"]
+    ours, host = str(service.lease.info["store"]), str(service.lease.info["host"])
     for row in await service.db.fetch("read_live_workers"):
         info = json.loads(row["info_text"])
-        if info.get("store", ours) != ours:
-            log.error(
-                "storage.apart", other=row["instance"], host=info.get("host"), theirs=info["store"], ours=ours
-            )
+        theirs = info.get("store", ours)
+        # On one machine a directory is the same whether it was set or not.
+        if theirs != ours and (
+            info.get("host") != host or _without_host(theirs, host) != _without_host(ours, host)
+        ):
+            log.error("storage.apart", other=row["instance"], host=info.get("host"), theirs=theirs, ours=ours)
+
+
+def _without_host(store: str, host: str) -> str:
+    return store.removeprefix("file://").removeprefix(f"{host}:")
 
 
 def _set_gauges(service: Service) -> None:

@@ -269,6 +269,24 @@ async def open_storage(settings: Settings) -> Storage:
     return Storage(driver, timeout_s=own.timeout_s, signed_url_s=own.signed_url_s)
 
 
+def name_store(settings: Settings) -> str:
+    """The one name of a store, however it is written; without secrets.
+
+    A directory that nobody has set is its host's own (`host:/path`); one that was set may be shared by hosts.
+    """
+    url = urlsplit(settings.effective_storage_url)
+    if url.scheme == "file":
+        path = os.path.realpath(unquote(url.path))
+        return f"file://{path}" if settings.storage_url else f"{os.uname().nodename}:{path}"
+    name = f"{url.scheme}://{url.netloc}/{url.path.strip('/')}"
+    endpoint = urlsplit(settings.storage.endpoint or "")
+    if endpoint.hostname and not endpoint.hostname.endswith(
+        ".amazonaws.com"
+    ):  # a bucket of AWS is one everywhere
+        name += f" at {endpoint.hostname}:{endpoint.port or (443 if endpoint.scheme == 'https' else 80)}"
+    return name
+
+
 async def hash_bytes(data: bytes) -> str:
     """SHA-256 as 64 hex digits; big inputs in a thread (hashlib lets go of the interpreter lock)."""
     if len(data) <= _SMALL_BYTES:

@@ -153,11 +153,14 @@ async def test_daemons_that_keep_their_pictures_apart_are_told_so(daemon: Callab
 
     two = await daemon("two").start()
     alike = await daemon("three", storage_url=f"file://{two.directory}/shared").start()
-    also_alike = await daemon("four", storage_url=f"file://{two.directory}/shared/").start()
+    (two.directory / "link").symlink_to(two.directory / "shared")
+    also_alike = await daemon("four", storage_url=f"file://{two.directory}/./link/").start()
+    at_ones = await daemon("five", storage_url=f"file://{one.directory}/state/assets").start()
 
     assert ["one"] == [line["other"] for line in two.find("storage.apart")]
     assert ["one", "two"] == [line["other"] for line in alike.find("storage.apart")]
     assert ["one", "two"] == [line["other"] for line in also_alike.find("storage.apart")]
+    assert ["two", "three", "four"] == [line["other"] for line in at_ones.find("storage.apart")]
     assert [] == one.find("storage.apart")
 
 

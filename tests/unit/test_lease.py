@@ -16,7 +16,7 @@ from daemon.lease import Lease
 def lease(tmp_path: Path) -> Lease:
     """Confirmed at 100 s; nothing here asks the database."""
     lease = Lease(
-        cast("Database", None), instance="one", state_dir=tmp_path, storage_url=None, lease_s=20, heartbeat_s=5, kinds=["ping"],
+        cast("Database", None), instance="one", state_dir=tmp_path, store="s3://b", lease_s=20, heartbeat_s=5, kinds=["ping"],
         concurrency=1, load=lambda: (0, False),
     )  # fmt: skip
     lease.confirmed_at = 100.0

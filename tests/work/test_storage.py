@@ -20,7 +20,7 @@ from daemon.housekeeping import FILE_AGE_S
 from daemon.imaging.codec import MAX_PIXELS
 from daemon.settings import Settings
 from daemon.settings import Storage as StorageSettings
-from daemon.storage import MAX_READ_BYTES, Storage, open_storage
+from daemon.storage import MAX_READ_BYTES, Storage, name_store, open_storage
 
 PICTURE = bytes(range(256)) * 3000
 HASH = hashlib.sha256(PICTURE).hexdigest()
@@ -346,3 +346,34 @@ async def test_a_directory_that_is_gone_has_no_missing_files(tmp_path: Path) -> 
     assert 3 == len(turns), "nothing was written: the file is there"
     await storage.put(b"new", "image/png")
     assert ("write", True) == turns[-1]
+
+
+S3 = "s3://pictures/listings"
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint", "other_url", "other_endpoint", "is_same"),
+    [
+        (S3, None, f"{S3}/", None, True),
+        (S3, None, S3, "https://s3.eu-central-1.amazonaws.com", True),
+        (S3, "https://store.example", S3, "https://STORE.example:443/", True),
+        (S3, "https://store.example", S3, None, False),
+        (S3, "https://store.example", S3, "https://other.example", False),
+        (S3, "http://127.0.0.1:9000", S3, "http://127.0.0.1:9001", False),
+        (S3, None, "s3://pictures/others", None, False),
+        ("file:///srv/a", None, "file:///srv//b/../a/", None, True),
+        ("file:///srv/an%20album", None, "file:///srv/an album", None, True),
+        ("file:///srv/a", None, "file:///srv/b", None, False),
+    ],
+)
+def test_a_store_has_one_name_however_it_is_written(
+    tmp_path: Path, url: str, endpoint: str | None, other_url: str, other_endpoint: str | None, is_same: bool
+) -> None:
+    """Daemons whose names differ are told that their pictures are apart."""
+
+    def name(url: str, endpoint: str | None) -> str:
+        return name_store(
+            Settings(state_dir=tmp_path, storage_url=url, storage=StorageSettings(endpoint=endpoint))
+        )
+
+    assert is_same is (name(url, endpoint) == name(other_url, other_endpoint))
