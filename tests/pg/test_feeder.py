@@ -386,6 +386,22 @@ async def test_a_backlog_among_jobs_run_elsewhere_is_found_stretch_by_stretch(
         await eventually(lambda: set(own) == set(scheduler.known))
 
 
+async def test_a_start_sees_its_oldest_jobs_first_beside_200_000_that_are_run_elsewhere(site: Site) -> None:
+    """Else what came last is found by the first look, and runs before what has waited longest."""
+    await enqueue(site, 1, kind="image")
+    await site.db.pool.execute("select setval('listingd.fences', nextval('listingd.fences') + 200000)")
+    oldest = await enqueue(site, 2)
+    await site.db.pool.execute(
+        "select setval('listingd.fences', nextval('listingd.fences') + $1)", feeder_module.STRETCH
+    )
+    await enqueue(site, 2)
+    scheduler = Scheduler(["ping"])
+
+    await Feeder(site.queue, scheduler, poll_s=60, on_ready=lambda: None)._start()
+
+    assert oldest == list(scheduler.known)
+
+
 async def test_a_walk_that_pauses_goes_on_when_little_is_left(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
