@@ -69,6 +69,7 @@ class _Driver(Protocol):
     async def read(self, key: str, /) -> bytes: ...
     def stream(self, key: str, start: int, end: int, /) -> AsyncIterator[bytes]: ...
     async def delete(self, key: str, /) -> None: ...
+    async def delete_older(self, key: str, age_s: float, /) -> bool: ...
     def list(self) -> AsyncIterator[tuple[str, int, float]]: ...
     def path(self, key: str, /) -> Path | None: ...
     async def sign(self, key: str, expires_in: timedelta, /) -> str | None: ...
@@ -190,12 +191,11 @@ class Storage:
     async def delete_older_than(self, sha256: str, age_s: float) -> bool:
         """Delete an orphan unless a `put` has made it young since it was listed; whether it is gone."""
         try:
-            if (await self.stat(sha256)).age_s <= age_s:
-                return False
+            with _translated():
+                async with asyncio.timeout(self._timeout_s):
+                    return await self._driver.delete_older(_key(sha256), age_s)
         except NotFound:
             return True
-        await self.delete(sha256)
-        return True
 
     async def check(self) -> None:
         """Write, read and delete a few random bytes: proves rights, space and the connection."""
@@ -412,6 +412,23 @@ class _Directory:
     async def delete(self, key: str) -> None:
         await self._in_thread((self._root / key).unlink)
 
+    async def delete_older(self, key: str, age_s: float) -> bool:
+        return await self._in_thread(self._take_older, self._root / key, age_s)
+
+    def _take_older(self, target: Path, age_s: float) -> bool:
+        """Away first, then looked at: a `put` that comes after its first look would make it young and lose it."""
+        if time.time() - target.stat().st_mtime <= age_s:
+            return False
+        taken = self._drafts / secrets.token_hex(16)
+        target.rename(taken)
+        is_old = time.time() - taken.stat().st_mtime > age_s
+        if not is_old:
+            with suppress(FileExistsError):  # put once more since: the same bytes
+                self._move(taken, target, overwrite=False)
+            _sync_directory(target.parent)
+        taken.unlink()
+        return is_old
+
     async def list(self) -> AsyncIterator[tuple[str, int, float]]:
         for folder in await asyncio.to_thread(lambda: sorted(self._root.glob("[0-9a-f][0-9a-f]"))):
             for entry in await asyncio.to_thread(_scan, folder):
@@ -469,6 +486,16 @@ class _Bucket:
 
     async def delete(self, key: str) -> None:
         await obstore.delete_async(self._store, key)
+
+    async def delete_older(self, key: str, age_s: float) -> bool:
+        """No request of S3's that obstore knows does both: a `put` between the two, of a file that had no owner for an
+        hour, is lost.
+        """
+        _, file_age_s = await self.stat(key)
+        if file_age_s <= age_s:
+            return False
+        await self.delete(key)
+        return True
 
     async def list(self) -> AsyncIterator[tuple[str, int, float]]:
         async for page in obstore.list(self._store):

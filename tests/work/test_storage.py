@@ -176,6 +176,28 @@ async def test_putting_an_old_orphan_again_saves_it_from_the_sweep(tmp_path: Pat
     assert PICTURE == await storage.get(HASH)
 
 
+async def test_a_file_that_is_put_again_when_the_sweep_is_about_to_take_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep has seen how old it is by then. A name in the database would stand without its file."""
+    storage = await open_storage(Settings(state_dir=tmp_path))
+    await storage.put(PICTURE, "image/png")
+    make_old(tmp_path, 100_000)
+    remove, rename = Path.unlink, Path.rename
+
+    def put_first(path: Path) -> None:
+        if path == storage.path(HASH):
+            make_old(tmp_path, 0)
+
+    monkeypatch.setattr(Path, "unlink", lambda path, **options: (put_first(path), remove(path, **options)))
+    monkeypatch.setattr(Path, "rename", lambda path, target: (put_first(path), rename(path, target)))
+    is_gone = await storage.delete_older_than(HASH, 86_400)
+
+    assert not is_gone
+    assert PICTURE == await storage.get(HASH)
+    assert [] == list((tmp_path / "assets" / "drafts").iterdir())
+
+
 async def test_a_file_that_is_swept_while_it_is_put_again_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
