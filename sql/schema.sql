@@ -150,7 +150,6 @@ create table listingd.jobs (
     metadata jsonb default '{}'::jsonb not null,
     tags text[] default '{}'::text[] not null,
     webhook jsonb,
-    constraint jobs_expires_at_after_run_at_check CHECK ((expires_at > run_at)) NOT VALID,
     constraint jobs_expires_at_check CHECK (((expires_at >= '2000-01-01 00:00:00+00'::timestamp with time zone) AND (expires_at < '2201-01-01 00:00:00+00'::timestamp with time zone))) NOT VALID,
     constraint jobs_kind_check CHECK (((length(kind) <= 40) AND ((ascii(kind) >= ascii('a'::text)) AND (ascii(kind) <= ascii('z'::text))) AND (kind !~ '[^a-z0-9_]'::text))),
     constraint jobs_max_attempts_check CHECK (((max_attempts >= 1) AND (max_attempts <= 10))),

@@ -27,6 +27,9 @@ declare
     wants_webhook boolean;
     holder uuid;
 begin
+    if expires_at <= run_at then
+        perform listingd.refuse_times(run_at, expires_at);
+    end if;
     wants_webhook := own_webhook is not null or exists (
         select from listingd.webhook_endpoints as e where e.disabled_at is null and e.user_id in ('', owner)
     );

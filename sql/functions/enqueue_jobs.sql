@@ -11,7 +11,10 @@ as $$
         select
             a.id, a.n, nextval('listingd.fences') as fence, a.kind, coalesce(a.input, '{}') as input,
             coalesce(a.user_id, '') as user_id, a.project_id, coalesce(a.priority, 0::smallint) as priority,
-            a.run_at, a.expires_at, coalesce(a.max_attempts, 4::smallint) as max_attempts,
+            a.run_at,
+            case when a.expires_at <= a.run_at then listingd.refuse_times(a.run_at, a.expires_at) else a.expires_at end
+                as expires_at,
+            coalesce(a.max_attempts, 4::smallint) as max_attempts,
             coalesce(a.metadata, '{}') as metadata, coalesce(a.tags, '{}') as tags, a.unique_key,
             nullif(a.webhook, 'null') as webhook
         from rows from (

@@ -1,4 +1,4 @@
--- 0013 began_at (expand): a parent's row says when the first of its items started, in its latest run.
+-- 0012 began_at (expand): a parent's row says when the first of its items started, in its latest run.
 -- Its own started_at says when it was taken up again, after they had ended. A retry sets began_at to its own time: what
 -- an item did before it is no part of the run. settle_children writes the item's time once the last one has ended.
 set local lock_timeout = '5s';
