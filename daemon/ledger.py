@@ -37,7 +37,7 @@ class Begun(StrEnum):
     OPEN = "open"  # the intent is written, the estimate reserved: call now
     LAST = "last"  # the same, after a call of this job that was lost: if this one is too, there is no other
     DONE = "done"  # an earlier call's result is there
-    BUSY = "busy"  # another live attempt is calling
+    BUSY = "busy"  # another live attempt is calling, or its result is being booked
     BUDGET = "budget"  # no room in a budget
     EXHAUSTED = "exhausted"  # two calls of this job were lost already: paid for, perhaps, without a result
     LOST = "lost"  # the attempt is no longer ours

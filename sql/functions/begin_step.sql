@@ -2,12 +2,12 @@
 --   open       call now; step is ours
 --   last       the same, but one call of this job was lost already: what is lost now is not tried again
 --   done       an earlier call's result: do not call
---   busy       another live attempt is calling: wait
+--   busy       another live attempt is calling, or its result is being booked: wait
 --   budget     a budget has no room; blocked says which, and in is_news whether this was told for the first time
 --   exhausted  two calls of this job were lost: give up
 --   lost       the attempt is no longer ours
 -- A call is lost when it cost money and left no result: its outcome is unknown, or its answer was unusable.
--- An open step whose owner is dead is closed first: unknown when it may have cost money.
+-- An open step whose owner is dead, or has let go of it, is closed first: unknown when it may have cost money.
 create or replace function listingd.begin_step(
     new_id uuid, by_fence bigint, by_worker bigint, for_identity text, step_name text, by_provider text,
     estimate_usd numeric, defaults numeric[]
@@ -43,7 +43,7 @@ begin
         on conflict (user_id, identity) where state in ('open', 'done') do nothing;
         exit when found;
 
-        select s.id, s.state, s.fence, s.worker, s.estimated_usd, s.tries into other
+        select s.id, s.job_id, s.state, s.fence, s.worker, s.estimated_usd, s.tries into other
         from listingd.steps as s
         where s.user_id = job.user_id and s.identity = for_identity and s.state in ('open', 'done')
         for update;
@@ -56,13 +56,22 @@ begin
             return query select case when other.tries > 1 then 'last' else 'open' end, new_id, null::jsonb;
             return;
         end if;
+        -- Its attempt runs, or has ended while the answer was on its way to the books: its process goes on booking for
+        -- a minute (BOOKING_S in daemon/steps.py). Of an attempt that was handed back nothing says when it ended: before
+        -- the next one began. Within one process the caller itself waits for the other.
         if other.fence <> by_fence and exists (
             select
-            from listingd.job_states as s
-            join listingd.workers as w on w.id = s.worker
+            from listingd.workers as w
+            join listingd.job_states as s on s.id = other.job_id
+            left join listingd.attempts as a on a.job_id = other.job_id and a.fence = other.fence
             where
-                s.fence = other.fence and s.worker = other.worker and s.state = 'processing'
-                and w.stopped_at is null and w.lease_until > now()
+                w.id = other.worker and w.stopped_at is null and w.lease_until > now()
+                and (
+                    s.fence = other.fence and s.worker = other.worker and s.state = 'processing'
+                    or other.worker <> by_worker and now() - interval '60 s' < coalesce(
+                        a.ended_at, s.finished_at, case when s.state = 'processing' then s.started_at else now() end
+                    )
+                )
         ) then
             return query select 'busy', other.id, null::jsonb;
             return;

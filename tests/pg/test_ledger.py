@@ -519,6 +519,72 @@ async def test_a_result_on_its_way_to_the_books_is_waited_for(
     assert (1, True, {"done": 1}) == (provider.calls, value.reused, await count_states(daemon))
 
 
+TIMED_OUT = '{"code": "timed_out", "message": "x"}'
+
+
+@pytest.mark.parametrize("error", [TIMED_OUT, None], ids=["timed out", "handed back"])
+async def test_another_process_too_waits_for_a_result_on_its_way_to_the_books(
+    daemon: Daemon, storage: Storage, monkeypatch: pytest.MonkeyPatch, error: str | None
+) -> None:
+    """The attempt is given up after ten seconds, its result may take sixty: nobody may pay again meanwhile."""
+    settle, is_back = daemon.ledger.settle, asyncio.Event()
+
+    async def settle_late(*given: Any) -> bool:
+        await is_back.wait()
+        return await settle(*given)
+
+    monkeypatch.setattr(daemon.ledger, "settle", settle_late)
+    other = await start_daemon(daemon.db, storage, instance="two")
+    job, provider = await claim_job(daemon), Provider()
+    stranger = await claim_job(other)
+    given_up = asyncio.create_task(daemon.pay(job, provider))
+    await provider.began.wait()
+    await asyncio.sleep(0.05)
+    await end_attempt(daemon, job, error=error)
+    waiting = [asyncio.create_task(other.pay(stranger, provider, name="a stranger's"))]
+    await asyncio.sleep(0.3)
+    waiting.append(asyncio.create_task(other.pay(await claim_again(other, job.id), provider)))
+    await asyncio.sleep(0.3)
+    assert (1, {"open": 1}) == (provider.calls, await count_states(daemon))
+
+    is_back.set()
+    values = await asyncio.gather(*waiting)
+
+    assert [True, True] == [value.reused for value in values]
+    assert (1, {"done": 1}, (0, PRICE)) == (
+        provider.calls, await count_states(daemon), await read_spend(daemon)
+    )  # fmt: skip
+    with pytest.raises(Lost):
+        await given_up
+
+
+@pytest.mark.parametrize("error", [TIMED_OUT, None], ids=["timed out", "handed back"])
+async def test_a_result_that_is_longer_on_its_way_than_booking_may_take_holds_up_nobody(
+    daemon: Daemon, storage: Storage, error: str | None
+) -> None:
+    """Its process lives and has let go of it: without an end the next attempt would wait until the deadline."""
+    other = await start_daemon(daemon.db, storage, instance="two")
+    job, forgotten = await claim_job(daemon), Provider(gate=asyncio.Event())
+    given_up = asyncio.create_task(daemon.pay(job, forgotten))
+    await forgotten.began.wait()
+    await end_attempt(daemon, job, error=error)
+    again = await claim_again(other, job.id)
+    await daemon.db.pool.execute(
+        "update listingd.attempts set ended_at = now() - make_interval(secs => $1)", steps.BOOKING_S + 1
+    )
+    await daemon.db.pool.execute(
+        "update listingd.job_states set started_at = now() - make_interval(secs => $1)", steps.BOOKING_S + 1
+    )
+
+    async with asyncio.timeout(20):
+        value = await other.pay(again, Provider())
+
+    assert not value.reused
+    assert {"unknown": 1, "done": 1} == await count_states(other)
+    given_up.cancel()
+    await asyncio.wait({given_up})
+
+
 @pytest.mark.parametrize(("price", "ended"), [(PRICE, "unknown"), (Decimal(0), "failed")])
 async def test_a_call_that_was_cut_off_is_booked_although_its_job_never_runs_again(
     daemon: Daemon, storage: Storage, price: Decimal, ended: str
