@@ -14,6 +14,7 @@ import asyncio
 import importlib
 import socket
 import time
+import traceback
 import warnings
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -179,12 +180,25 @@ class GeminiText:
 
         if any(isinstance(link, socket.gaierror) for link in causes(exc)):
             return fates.problem(NAME, *self._names.count())
+        if not _was_sent(exc):
+            return fates.problem(NAME, Fate.RETRY, "provider_unreachable")
         if isinstance(exc, requests.ReadTimeout | urllib3.exceptions.ReadTimeoutError):
             return fates.problem(NAME, Fate.AMBIGUOUS, "provider_timed_out")
-        if isinstance(exc, requests.ConnectionError):
-            return fates.problem(NAME, Fate.RETRY, "provider_unreachable")
-        # A body that breaks off: the answer was made, hence billed.
         return fates.problem(NAME, Fate.AMBIGUOUS, "provider_hung_up")
+
+
+def _was_sent(exc: Exception) -> bool:
+    """Whether the provider may have got the request, and so bills it. A kept connection that the server has just
+    closed looks like an answer that was lost; it counts as sent.
+    """
+    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ProxyError
+
+    chain = causes(exc)
+    if any(isinstance(link, NewConnectionError | ConnectTimeoutError | ProxyError) for link in chain):
+        return False
+    # What breaks a handshake (a reset, no TLS, silence) has the same types as what breaks an answer.
+    frames = (frame for link in chain for frame, _ in traceback.walk_tb(link.__traceback__))
+    return all(frame.f_code.co_name != "do_handshake" for frame in frames)
 
 
 def _sdk() -> Any:

@@ -64,7 +64,7 @@ def rows() -> list[Row]:
         Row("openai: an error event of rate", "openai", "retry", prepare=_stream("rate_limit_exceeded")),
         Row("removebg: connection lost", "removebg", "ambiguous", lost),
         Row("gemini ReadTimeout", "gemini", "ambiguous", Fault(delay_s=60)),
-        Row("gemini ConnectionError", "gemini", "retry", Fault(drop="before_read")),
+        Row("gemini ConnectionError", "gemini", "ambiguous", lost),
         Row("gemini blockReason", "gemini", "permanent", prepare=_answer(block_reason="SAFETY"), code="text_blocked"),
     ]  # fmt: skip
     for finish_reason in ("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE"):

@@ -89,7 +89,7 @@ async def test_a_proxy_that_opens_no_way_is_retried(name: str, monkeypatch: pyte
     assert (Fate.RETRY, "provider_unreachable") == (error.fate, error.code)
 
 
-@pytest.mark.parametrize("name", ["openai", "removebg", "genai"])
+@pytest.mark.parametrize("name", ["openai", "removebg", "gemini", "genai"])
 @pytest.mark.parametrize("drop", ["before_answer", "mid_body"])
 async def test_connection_lost_after_sending_is_ambiguous(name: str, drop: Any) -> None:
     """The note of row openai.APIConnectionError: the picture is lost and still billed."""
@@ -98,21 +98,33 @@ async def test_connection_lost_after_sending_is_ambiguous(name: str, drop: Any) 
 
         error = await fate_of(call)
 
-        assert Fate.AMBIGUOUS is error.fate
+        assert (Fate.AMBIGUOUS, "provider_hung_up") == (error.fate, error.code)
         assert 1 == len(server.journal.calls)
         assert server.journal.billed_usd > 0
 
 
-@pytest.mark.parametrize(("drop", "fate"), [("before_answer", Fate.RETRY), ("mid_body", Fate.AMBIGUOUS)])
-async def test_connection_lost_under_generativeai(drop: Any, fate: Fate) -> None:
-    """Row requests ConnectionError is retry; a body that breaks off is another exception."""
-    async with calling("gemini") as (server, call):
-        server.always = Fault(drop=drop)
+@pytest.mark.parametrize("name", ["openai", "removebg", "gemini", "genai"])
+@pytest.mark.parametrize("how", ["no TLS", "reset"])
+async def test_a_handshake_that_fails_is_retried(
+    name: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection stood, and still nothing of the request was sent: nothing is billed."""
 
-        error = await fate_of(call)
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        if how == "no TLS":
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            await writer.drain()
+            writer.close()
+        else:
+            writer.transport.abort()
 
-        assert fate is error.fate
-        assert 1 == len(server.journal.calls)
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with calling(name, url=f"https://127.0.0.1:{port}/v1", timeout_s=5) as (_, call):
+            error = await fate_of(call)
+
+    assert (Fate.RETRY, "provider_unreachable") == (error.fate, error.code)
 
 
 @pytest.mark.parametrize("name", ["openai", "removebg", "gemini", "genai"])
