@@ -54,11 +54,17 @@ def open_client(max_bytes: int, *, concurrency: int = 100) -> httpx2.AsyncClient
                 response.stream, min(max_bytes, MAX_ERROR_BYTES) if refused else max_bytes
             )
 
+    timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S, pool=None)
+
+    async def limit(request: httpx2.Request) -> None:
+        # google-genai takes the client's own time-out away: a host that never answers would look like a lost answer.
+        request.extensions["timeout"] = timeout.as_dict()
+
     return httpx2.AsyncClient(
-        timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S, pool=None),
+        timeout=timeout,
         limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
         headers={"Accept-Encoding": "identity"},
-        event_hooks={"response": [cap]},
+        event_hooks={"request": [limit], "response": [cap]},
         follow_redirects=False,
     )
 

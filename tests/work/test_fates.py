@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from daemon.errors import Fate
-from daemon.providers import fates, rates
+from daemon.providers import capped_client, cutout_http, fates, gemini, rates
 from tests.protocol_servers import Fault, OpenAIServer
 from tests.protocol_servers.calling import calling, fate_of
 from tests.protocol_servers.error_classes import Case, http_cases
@@ -104,14 +104,19 @@ async def test_connection_lost_after_sending_is_ambiguous(name: str, drop: Any) 
 
 
 @pytest.mark.parametrize("name", ["openai", "removebg", "gemini", "genai"])
-@pytest.mark.parametrize("how", ["no TLS", "reset"])
+@pytest.mark.parametrize("how", ["no TLS", "reset", "silent"])
 async def test_a_handshake_that_fails_is_retried(
     name: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection stood, and still nothing of the request was sent: nothing is billed."""
+    for module in (capped_client, cutout_http, gemini):
+        monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 0.5)
+    is_over = asyncio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)
+        if how == "silent":
+            await is_over.wait()
         if how == "no TLS":
             writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
             await writer.drain()
@@ -123,6 +128,7 @@ async def test_a_handshake_that_fails_is_retried(
         port = server.sockets[0].getsockname()[1]
         async with calling(name, url=f"https://127.0.0.1:{port}/v1", timeout_s=5) as (_, call):
             error = await fate_of(call)
+        is_over.set()
 
     assert (Fate.RETRY, "provider_unreachable") == (error.fate, error.code)
 
