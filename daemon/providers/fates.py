@@ -100,6 +100,10 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     "provider_unreachable": ("The provider could not be reached.", ""),
     "provider_timed_out": ("The provider did not answer in time.", ""),
     "provider_hung_up": ("The connection broke while the provider was answering.", ""),
+    "no_thread": (
+        "The daemon's machine has no thread left for the call.",
+        "Raise the limit of tasks (TasksMax in systemd, pids in a container).",
+    ),
     "answer_unreadable": ("The provider's answer cannot be read.", ""),
     "answer_unusable": ("The provider's picture cannot be used.", ""),
     "answer_too_large": ("The provider's answer is larger than we take.", ""),

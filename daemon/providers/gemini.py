@@ -20,7 +20,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from daemon.errors import Fate, ProviderError, TooLarge
+from daemon.errors import Fate, ProviderError, TooLarge, Unavailable
 from daemon.later import later
 from daemon.providers import fates, gemini_wire
 from daemon.providers.capped_client import CONNECT_TIMEOUT_S, causes
@@ -109,6 +109,8 @@ class GeminiText:
         except TimeoutError as exc:
             fate = Fate.AMBIGUOUS if sent else Fate.RETRY
             raise fates.problem(NAME, fate, "provider_timed_out") from exc
+        except Unavailable as exc:
+            raise fates.problem(NAME, Fate.RETRY, "no_thread") from exc
         self._names.clear()
         return gemini_wire.conclude(reading, self._prices, model)
 

@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from daemon.errors import Unavailable
+
 T = TypeVar("T")
 
 
@@ -30,6 +32,8 @@ class AbandonableThreads:
     async def run(self, work: Callable[[], T], *, on_late: Callable[[T], None]) -> T:
         """The result of `work`, run in a thread. on_late gets it (on the loop, in the caller's context) when
         the caller was cancelled meanwhile; what `work` raises then is dropped.
+
+        Errors: Unavailable when the machine gives no thread: `work` was not begun.
         """
         await self._free.acquire()
         loop = asyncio.get_running_loop()
@@ -53,5 +57,10 @@ class AbandonableThreads:
             else:
                 report(lambda: future.set_result(result), lambda: on_late(result))
 
-        threading.Thread(target=context.copy().run, args=(body,), name=self._name, daemon=True).start()
+        thread = threading.Thread(target=context.copy().run, args=(body,), name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as exc:
+            self._free.release()
+            raise Unavailable("The machine gives no thread.") from exc
         return await future

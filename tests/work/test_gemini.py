@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from typing import Any, Literal
@@ -238,6 +239,26 @@ async def test_call_that_never_got_a_thread_cost_nothing(server: GeminiServer, o
 
     assert Fate.RETRY is caught.value.fate
     assert 1 == len(server.journal.calls)
+
+
+async def test_a_machine_without_threads_costs_nothing_and_keeps_its_turns(
+    server: GeminiServer, open_threaded: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TasksMax is reached: nothing was sent, and the turn must be there when threads are."""
+    provider = open_threaded(concurrency=1)
+    await provider.generate_json(ask(), timeout_s=20)  # the SDK is there, loaded by a thread
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(ProviderError) as caught:
+            patch.setattr(threading.Thread, "start", refuse)
+            await provider.generate_json(ask(), timeout_s=5)
+
+        assert (Fate.RETRY, "no_thread", {}) == (caught.value.fate, caught.value.code, caught.value.data)
+    await provider.generate_json(ask(), timeout_s=20)
+    assert 2 == len(server.journal.calls)
 
 
 async def test_two_adapters_do_not_share_keys(server: GeminiServer, open_threaded: Open) -> None:
