@@ -1,4 +1,4 @@
-"""Writes that must survive a cancellation."""
+"""Work that must survive a cancellation: writes, and the reading of what was paid for."""
 
 from __future__ import annotations
 
@@ -25,3 +25,22 @@ async def settle(work: Awaitable[T], *, within_s: float = 5.0) -> T:
         elif not task.cancelled():
             task.exception()  # seen: the cancellation is what the caller must hear of
         raise
+
+
+async def finish(work: Awaitable[T]) -> T:
+    """The result of `work`, also when the caller is cancelled meanwhile: it is told at its next wait, with the result
+    in its hands. However often it is cancelled, `work` goes on; so that must end by itself.
+    """
+    caller = asyncio.current_task()
+    assert caller is not None  # a coroutine runs in a task
+    task = asyncio.ensure_future(work)
+    is_cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            is_cancelled = True
+    if is_cancelled:
+        caller.uncancel()  # what is told again counts once
+        caller.cancel()
+    return task.result()

@@ -31,6 +31,7 @@ from daemon.providers.answers import photo_rejected, read_cutout, read_picture, 
 from daemon.providers.guard import CONNECT_TIMEOUT_S, read_capped
 from daemon.providers.protocols import CutoutAnswer, Usage
 from daemon.providers.rates import read_rate
+from daemon.shield import finish
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,7 +130,8 @@ class HttpCutout:
         self._names.clear()
         self._check(reply)
         usage = self._price(reply)
-        png = await asyncio.to_thread(self._read, reply, sent.pixels, usage)  # paid for: it may take its time
+        # Paid for: it may take its time, and a cancel waits for it.
+        png = await finish(asyncio.to_thread(self._read, reply, sent.pixels, usage))
         return CutoutAnswer(
             png=png,
             usage=usage,

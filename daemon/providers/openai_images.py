@@ -28,6 +28,7 @@ from daemon.providers.guard import Network, fetch_bytes
 from daemon.providers.openai_shapes import ImagePrices, Shape
 from daemon.providers.protocols import ModelNotice, PaintAnswer, PaintRequest, PartialImage, Usage
 from daemon.providers.rates import read_rate
+from daemon.shield import finish
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -118,8 +119,8 @@ class OpenAIImages:
         except TimeoutError as exc:
             raise fates.problem(_NAME, Fate.AMBIGUOUS, "provider_timed_out") from exc
         self._names.clear()
-        # From here on it is paid for: however long a busy machine takes to read it, it is not thrown away.
-        return await self._read(raw, streamed, request, timeout_s)
+        # From here on it is paid for: neither a busy machine that takes long to read it nor a cancel throws it away.
+        return await finish(self._read(raw, streamed, request, timeout_s))
 
     async def find_shutdown(self, *, timeout_s: float) -> ModelNotice | None:
         """The announced end of the configured model, or None; also None when the server cannot say."""

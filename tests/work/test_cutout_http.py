@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
@@ -17,6 +19,7 @@ from PIL import Image
 from daemon.errors import Fate, ProviderError
 from daemon.imaging import codec, cutout
 from daemon.providers.cutout_http import HttpCutout
+from daemon.providers.protocols import CutoutAnswer
 from tests.protocol_servers import Fault, RembgServer, RemoveBgServer, WithoutBgServer
 from tests.protocol_servers.pictures import encode_png
 from tests.protocol_servers.samples import product_cutout, product_photo
@@ -283,6 +286,34 @@ async def test_a_paid_answer_that_a_busy_machine_reads_slowly_is_not_thrown_away
     answer = await open_provider().cut_out(product_photo(), timeout_s=2)
 
     assert Decimal("0.20") == answer.usage.cost_usd
+
+
+async def test_a_cancel_while_a_paid_answer_is_read_does_not_lose_it(
+    open_provider: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge_mask, began, may_go_on = cutout.judge_mask, threading.Event(), threading.Event()
+
+    def judge_late(answer: Any) -> Any:
+        began.set()
+        may_go_on.wait(20)
+        return judge_mask(answer)
+
+    monkeypatch.setattr(cutout, "judge_mask", judge_late)
+    answers: list[CutoutAnswer] = []
+
+    async def job() -> None:
+        answers.append(await open_provider().cut_out(product_photo(), timeout_s=20))
+        await asyncio.sleep(0)
+
+    task = asyncio.create_task(job())
+    await asyncio.to_thread(began.wait, 20)
+    task.cancel()
+    await asyncio.sleep(0)
+    may_go_on.set()
+    await asyncio.wait({task})
+
+    assert [Decimal("0.20")] == [answer.usage.cost_usd for answer in answers]
+    assert task.cancelled()
 
 
 async def test_a_photo_with_broken_pixels_is_rejected_before_anything_is_sent(

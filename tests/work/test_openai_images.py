@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import date
@@ -20,6 +21,7 @@ from daemon.imaging import codec
 from daemon.providers import openai_shapes
 from daemon.providers.openai_images import OpenAIImages
 from daemon.providers.openai_shapes import ImagePrices
+from daemon.providers.protocols import PaintAnswer
 from tests.protocol_servers import Fault, OpenAIServer
 from tests.protocol_servers.samples import paint_request, product_cutout
 
@@ -228,6 +230,37 @@ async def test_a_paid_answer_that_a_busy_machine_reads_slowly_is_not_thrown_away
     answer = await open_provider().paint(paint_request(), timeout_s=2)
 
     assert answer.usage.cost_usd > 0
+
+
+async def test_a_cancel_while_a_paid_answer_is_read_does_not_lose_it(
+    server: OpenAIServer, open_provider: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told afterwards: until then the step has an answer to book."""
+    decode, began, may_go_on = codec.decode, threading.Event(), threading.Event()
+
+    def decode_late(data: bytes) -> Any:
+        if server.journal.billed:
+            began.set()
+            may_go_on.wait(20)
+        return decode(data)
+
+    monkeypatch.setattr(codec, "decode", decode_late)
+    answers: list[PaintAnswer] = []
+
+    async def job() -> None:
+        answers.append(await open_provider().paint(paint_request(), timeout_s=20))
+        await asyncio.sleep(0)
+
+    task = asyncio.create_task(job())
+    await asyncio.to_thread(began.wait, 20)
+    for _ in range(2):  # cancelled, and abandoned later
+        task.cancel()
+        await asyncio.sleep(0)
+    may_go_on.set()
+    await asyncio.wait({task})
+
+    assert [server.journal.billed_usd] == [answer.usage.cost_usd for answer in answers]
+    assert task.cancelled()
 
 
 async def test_cancelled_call_ends_at_once(server: OpenAIServer, open_provider: Open) -> None:
