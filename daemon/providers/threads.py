@@ -63,4 +63,10 @@ class AbandonableThreads:
         except RuntimeError as exc:
             self._free.release()
             raise Unavailable("The machine gives no thread.") from exc
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # The answer came in the same turn of the loop as the cancel: `finish` has settled it for a caller who goes.
+            if not future.cancelled() and future.exception() is None:
+                on_late(future.result())
+            raise
