@@ -98,6 +98,8 @@ class Flusher:
         self.feeder: Feeder | None = None
         self.claiming = 0  # slots promised to claims in flight
         self._ended: list[End] = []
+        # Of what was claimed and has not ended yet, while every end is told.
+        self._waits_s: dict[int, float] = {}
         self._flying: list[list[End]] = []  # the ends of each flush in flight
         self._aside: list[End] = []
         self._aside_until = 0.0
@@ -123,6 +125,11 @@ class Flusher:
         """Have an end written with the next flush, and told once it is."""
         self._ended.append((ended, job, run_s, took))
         self._wanted.set()
+
+    def let_go(self, job: ClaimedJob) -> None:
+        """An attempt is over and ends without a word here: it waits for its children, or is no longer ours."""
+        self._waits_s.pop(job.fence, None)
+        self._wanted.set()  # for the slot
 
     @property
     def backlog(self) -> int:
@@ -211,6 +218,10 @@ class Flusher:
         if not ends and not claims:
             return False
         owners = [self._scheduler.known.pop(fence) for fence in claims]
+        waits_s: dict[int, float] = {}
+        if self._tells:
+            kinds = [kind for kind, _ in owners]
+            waits_s = dict(zip(claims, self._scheduler.last_waits_s(kinds), strict=True))
         self.claiming += len(claims)
         self._scheduler.claiming.update(claims)
         limited = self.places.is_needed()
@@ -251,6 +262,8 @@ class Flusher:
         if done.claimed:
             metrics.CLAIM_BATCH.observe(len(done.claimed))
         missed = self._doubt_missed(claims, owners, done) if len(done.claimed) < len(claims) else []
+        if self._tells:
+            self._waits_s.update((job.fence, waits_s[job.fence]) for job in done.claimed)
         for job in done.claimed:
             self._pool.begin(job)
         self._tell_all(written, done)
@@ -293,6 +306,8 @@ class Flusher:
         if not lost and not self._tells and all(end.state is not State.FAILED for end, *_ in written):
             return
         for end, job, run_s, took in written:
+            # What was born running, or claimed at sight, has not waited.
+            wait_s = self._waits_s.pop(job.fence, 0.0) if self._tells else None
             if end.fence in lost:
                 metrics.JOBS_LOST.inc()
                 # Or written before, by a flush whose answer never came: how it ended is told in any case.
@@ -303,7 +318,7 @@ class Flusher:
             elif self._tells or end.state is State.FAILED:
                 # Perhaps instead of a repetition.
                 stopped = end._replace(state=State.CANCELLED, delay_s=0.0) if end.fence in cancelled else end
-                _tell(stopped, job, run_s, took)
+                _tell(stopped, job, run_s, took, wait_s)
 
     def _mark(self, ended: Sequence[End], claimed: Sequence[ClaimedJob]) -> None:
         """Hints for the event streams; parents show their children, so they changed too."""
@@ -385,13 +400,15 @@ class Flusher:
         return {row["fence"] for row in rows}
 
 
-def _tell(end: Ended, job: ClaimedJob, run_s: float, took: Took | None) -> None:
-    """The canonical line of one attempt."""
+def _tell(end: Ended, job: ClaimedJob, run_s: float, took: Took | None, wait_s: float | None) -> None:
+    """The canonical line of one attempt. wait_s: seconds from when it was due to its claim, where they were kept."""
     facts: dict[str, Any] = {
         "job_id": job.id, "kind": job.kind, "user_id": job.user_id, "attempt": job.attempt,
     }  # fmt: skip
     if end.error_text is not None:
         facts["error"] = json.loads(end.error_text)
+    if wait_s is not None:
+        facts["wait_s"] = round(wait_s, 4)
     if took is not None and took.provider_s:
         facts |= {"provider_s": round(took.provider_s, 3), "cost_usd": str(took.cost_usd)}
     if took is not None and took.bytes:

@@ -25,7 +25,8 @@ def _event(level: str, keys: str, meaning: str) -> Event:
     return Event(level, frozenset(keys.split()), meaning)
 
 
-_TOOK = "duration_s provider_s cost_usd bytes"  # the last three, jobs.Took, only with calls or files
+# wait_s: from due to claimed, unless only failures are told; the last three, jobs.Took, only with calls or files.
+_TOOK = "duration_s wait_s provider_s cost_usd bytes"
 
 EVENTS: dict[str, Event] = {
     # The process

@@ -348,6 +348,11 @@ class Scheduler:
             self._start(best, best.turns[0][2], 1, chosen)
         return chosen
 
+    def last_waits_s(self, kinds: Sequence[str]) -> list[float]:
+        """For how many seconds each job of the last `take` had been ready. kinds: theirs, in the order of its answer."""
+        waits = {kind: reversed(self.waits_s[kind]) for kind in set(kinds)}
+        return [next(waits[kind]) for kind in reversed(kinds)][::-1]
+
     def _take_from(self, queue: KindQueue, slots: int, chosen: list[int]) -> None:
         """Take from one kind, in the order of its users' turns, until `slots` are chosen."""
         while len(chosen) < slots and (room := queue.room()) > 0 and self._next_turn(queue) < math.inf:

@@ -327,7 +327,7 @@ class Workers:
         self._scheduler.ended(job.kind, job.user_id)
         self._progress.pop(job.fence, None)
         if ended is None:
-            self.flusher.wake()  # for the slot
+            self.flusher.let_go(job)
         else:
             self.flusher.end(ended, job, run_s, took)
             self._ran[job.kind, ended.state].append(run_s)
@@ -386,6 +386,7 @@ class Workers:
         """
         for job in self._todo:
             self._scheduler.ended(job.kind, job.user_id)
+            self.flusher.let_go(job)
         self._todo.clear()
         self.adopt_soon()
         for running in self.running.values():

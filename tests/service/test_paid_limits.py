@@ -198,3 +198,23 @@ async def test_the_line_of_a_picture_tells_what_it_took(daemon: Callable[..., Da
     assert completed["duration_s"] > completed["provider_s"] >= 0.2
     assert job["cost"]["actual_usd"] == completed["cost_usd"]
     assert completed["bytes"] > 0
+
+
+async def test_the_line_of_a_job_tells_how_long_it_waited(daemon: Callable[..., Daemon]) -> None:
+    """A slow answer is the queue's fault or the handler's: the log tells which."""
+    one = await daemon("one", workers__concurrency=1).start()
+    async with open_shop_client(one) as client:
+        first = await client.create_job("ping", {"sleep_s": 0.6})
+        second = await client.create_job("ping", {"fail_times": 1})
+        assert "completed" == (await finish(client, second["id"]))["state"]
+
+    lines = [
+        await one.wait_for(event, job_id=job["id"])
+        for event, job in (
+            ("job.completed", first), ("job.retry_scheduled", second), ("job.completed", second)
+        )
+    ]  # fmt: skip
+    born, waited, due = [line["wait_s"] for line in lines]
+    assert 0 == born
+    assert 0.2 < waited < 5
+    assert 0 <= due < 0.5  # the wait until the repetition is the backoff's

@@ -39,6 +39,27 @@ def test_one_user_runs_first_come_first_served() -> None:
     assert [1, 2, 3, 4, 5] == scheduler.take(10)
 
 
+def test_what_is_taken_has_waited_since_it_was_due() -> None:
+    """In the order of what was taken, whichever kinds and users it is of."""
+    scheduler, clock = make()
+    due_at: dict[int, float] = {}
+    kinds: dict[int, str] = {}
+    for fence, (kind, user_id) in enumerate(
+        [("ping", "a"), ("image", "b"), ("ping", "b"), ("image", "a")] * 3
+    ):
+        clock.now += 1
+        due_at[fence] = clock.now + (fence == 5)
+        scheduler.add(fence, kind, user_id, 0, wait_s=float(fence == 5))
+        kinds[fence] = kind
+    clock.now += 10
+    scheduler.promote_due()
+    scheduler.take(2)
+
+    taken = scheduler.take(20)
+
+    assert [clock.now - due_at[fence] for fence in taken] == scheduler.last_waits_s([kinds[f] for f in taken])
+
+
 def test_a_user_with_one_job_waits_for_one_turn_only() -> None:
     scheduler, clock = make()
     for fence in range(1, 10_001):
