@@ -154,7 +154,7 @@ async def _paint(ctx: JobContext, request: PaintRequest, place: ImagePlace, cuto
 
     async def call() -> StepValue:
         answer = await painter.paint(request, timeout_s=PAINT_TIMEOUT_S)
-        return paid_picture(answer, painter.name)
+        return await paid_picture(answer, painter.name)
 
     decisive = json.dumps(
         [request.prompt, request.seed, request.width_px, request.height_px, request.palette,

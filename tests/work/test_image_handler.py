@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from decimal import Decimal
 from typing import Any
 
@@ -271,8 +272,56 @@ async def test_answer_that_is_no_picture_fails_without_a_checkpoint() -> None:
         await _make(ctx)
 
     assert (failed.value.code, failed.value.fate) == ("answer_unusable", Fate.PERMANENT)
+    assert failed.value.data["cost_usd"] == "0.05", "it was billed all the same"
     assert not ctx.world.assets
     assert len(ctx.world.steps) == 1
+
+
+async def test_a_painters_answer_is_looked_at_off_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a JPEG of 20 MB takes 50 to 90 ms to find; every other job would wait for it."""
+    looked_in: list[str] = []
+    inspect = codec.inspect
+
+    def inspect_in(data: bytes) -> codec.PictureInfo:
+        if data == painted:
+            looked_in.append(threading.current_thread().name)
+        return inspect(data)
+
+    monkeypatch.setattr(codec, "inspect", inspect_in)
+    painted = _painted()
+
+    await _make(
+        _context("lifestyle", providers=Providers(OfflineCutout(), PaintServer(painted), OfflineText()))
+    )
+
+    assert looked_in
+    assert threading.main_thread().name not in looked_in
+
+
+async def test_a_cancel_while_a_painters_answer_is_looked_at_does_not_lose_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inspect, began, may_go_on = codec.inspect, threading.Event(), threading.Event()
+    painted = _painted()
+
+    def inspect_late(data: bytes) -> codec.PictureInfo:
+        if data == painted:
+            began.set()
+            may_go_on.wait(20)
+        return inspect(data)
+
+    monkeypatch.setattr(codec, "inspect", inspect_late)
+    ctx = _context("lifestyle", providers=Providers(OfflineCutout(), PaintServer(painted), OfflineText()))
+
+    task = asyncio.create_task(_make(ctx))
+    await asyncio.to_thread(began.wait, 20)
+    task.cancel()
+    await asyncio.sleep(0)
+    may_go_on.set()
+    await asyncio.wait({task})
+
+    assert task.cancelled()
+    assert painted in [value.data for value in ctx.world.steps.values()]
 
 
 async def test_second_photo_becomes_the_angle_without_a_painter() -> None:
