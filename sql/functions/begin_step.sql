@@ -22,6 +22,7 @@ declare
     losses int;
     today date := (now() at time zone 'utc')::date;
 begin
+    estimate_usd := ceil(estimate_usd * 1000000) / 1000000;  -- as the books hold it, and never less
     select s.id, s.user_id, s.kind, j.project_id into job
     from listingd.job_states as s
     join listingd.jobs as j on j.user_id = s.user_id and j.id = s.id

@@ -9,6 +9,7 @@ as $$
 declare
     before record;
 begin
+    cost_usd := round(cost_usd, 6);  -- once: the step's cost and what is added to the spend are one figure
     select s.user_id, s.project_id, s.reserved_on, s.estimated_usd, s.state into before
     from listingd.steps as s
     where s.id = step and (s.state = 'open' or s.state = 'unknown' and to_state = 'failed')

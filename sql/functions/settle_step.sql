@@ -15,6 +15,7 @@ declare
     before record;
     kept text;
 begin
+    cost_usd := round(cost_usd, 6);  -- once: the step's cost and what is added to the spend are one figure
     perform 1
     from listingd.job_states as s
     where s.fence = by_fence and s.worker = by_worker and s.state = 'processing'

@@ -13,11 +13,11 @@ from structlog.testing import capture_logs
 
 from daemon import steps
 from daemon.db import Database, open_pool
-from daemon.errors import Fate, Lost, ProviderError, Reject, Unavailable
+from daemon.errors import Fate, Lost, ProviderError, Reject, Retry, Unavailable
 from daemon.jobs import new_id
-from daemon.ledger import encode_json, sweep_orphans
+from daemon.ledger import StepResult, encode_json, sweep_orphans
 from daemon.providers.protocols import Usage
-from daemon.settings import Settings
+from daemon.settings import Budgets, Settings
 from daemon.steps import hash_identity
 from daemon.storage import Storage, open_storage
 from tests.pg.money_support import (
@@ -273,6 +273,42 @@ async def test_an_answer_after_its_call_was_given_up_tells_its_price(daemon: Dae
     assert ("failed", "answered_late", Decimal("0.19")) == (call["state"], call["code"], call["actual_usd"])
     booking.cancel()
     await asyncio.wait({booking})
+
+
+async def test_spend_is_the_sum_of_what_the_calls_are_booked_at(daemon: Daemon) -> None:
+    """Tokens are priced in fractions of what the books hold: each figure is rounded once, whichever way it takes."""
+    odd, job = Decimal("0.1000005"), await claim_job(daemon)
+    for number, cost_usd in enumerate((odd, odd + Decimal("0.0000005"), odd)):
+        words = {"identity": f"x{number}", "name": "paint", "provider": "painter"}
+        step_id = new_id()
+        await daemon.ledger.begin(job, daemon.worker, step_id, estimate_usd=PRICE, **words)  # type: ignore[arg-type]
+        if number:  # given up, and answered after all
+            await daemon.ledger.fail(step_id, is_unknown=True, code="provider_timed_out")
+        if number == 2:
+            await daemon.ledger.fail(step_id, is_unknown=False, code="answered_late", cost_usd=cost_usd)
+        else:
+            await daemon.ledger.settle(job, daemon.worker, step_id, StepResult(cost_usd=cost_usd))
+
+    booked = sum(call["actual_usd"] for call in await read_calls(daemon, job.id))
+    assert (0, booked) == await read_spend(daemon)
+
+
+async def test_a_reservation_is_never_rounded_below_its_estimate(daemon: Daemon, storage: Storage) -> None:
+    """Else a budget takes calls that can cost more than it has left."""
+    budgets = Budgets(total_usd_per_day=Decimal("0.000003"))
+    other = await start_daemon(daemon.db, storage, instance="two", budgets=budgets)
+    job, estimate_usd = await claim_job(other), Decimal("0.0000014")
+    provider = Provider(cost_usd=estimate_usd)
+    held = Provider(cost_usd=estimate_usd, gate=asyncio.Event())
+    first = asyncio.create_task(other.pay(job, held, "1", estimate_usd=estimate_usd))
+    await held.began.wait()
+
+    assert (Decimal("0.000002"), 0) == await read_spend(other)
+    with pytest.raises(Retry):
+        await other.pay(job, provider, "2", estimate_usd=estimate_usd)
+    held.gate.set()  # type: ignore[union-attr]
+    await first
+    assert (0, Decimal("0.000001")) == await read_spend(other)
 
 
 async def test_the_next_attempt_is_no_new_chance(daemon: Daemon) -> None:
