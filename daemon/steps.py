@@ -22,6 +22,7 @@ from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
@@ -72,7 +73,7 @@ class Steps:
         self._is_storage_doubtful = (
             False  # it refused a paid result: no more are bought before it takes something
         )
-        self._late: asyncio.Queue[tuple[UUID, Usage]] = asyncio.Queue()
+        self._late: asyncio.Queue[Callable[[], Awaitable[object]]] = asyncio.Queue()
 
     async def run(
         self,
@@ -122,18 +123,21 @@ class Steps:
 
         Must be called in the context of the call (providers/threads.py does).
         """
-        self._late.put_nowait((_step_of_call.get(), usage))
+        self._late.put_nowait(
+            partial(
+                self._ledger.fail, _step_of_call.get(),
+                is_unknown=False, code="answered_late", cost_usd=usage.cost_usd,
+            )
+        )  # fmt: skip
 
     async def book_late(self) -> None:
-        """Book the cost of answers that came too late, for ever. Errors: Unavailable; run it again."""
+        """Book what came too late or could not be booked in time, for ever. Errors: Unavailable; run it again."""
         while True:
-            step_id, usage = late = await self._late.get()
+            write = await self._late.get()
             try:
-                await self._ledger.fail(
-                    step_id, is_unknown=False, code="answered_late", cost_usd=usage.cost_usd
-                )
-            except BaseException:
-                self._late.put_nowait(late)
+                await write()
+            except (Unavailable, asyncio.CancelledError):
+                self._late.put_nowait(write)
                 raise
 
     async def _fly(self, step: _Step) -> StepValue:
@@ -287,22 +291,32 @@ class Steps:
             model=value.model,
             request_id=value.request_id,
         )
-        return await self._book(lambda: self._ledger.settle(step.job, worker, step_id, result))
+        return await self._book_surely(partial(self._ledger.settle, step.job, worker, step_id, result))
 
     async def _fail(
         self, step_id: UUID, code: str, *, is_unknown: bool = False, cost_usd: Decimal = Decimal(0),
-        within_s: float = BOOKING_S,
+        within_s: float | None = None,
     ) -> None:  # fmt: skip
         """End a step without a result. Errors: Unavailable."""
-        await self._book(
-            lambda: self._ledger.fail(step_id, is_unknown=is_unknown, code=code, cost_usd=cost_usd), within_s
+        await self._book_surely(
+            partial(self._ledger.fail, step_id, is_unknown=is_unknown, code=code, cost_usd=cost_usd), within_s
         )
 
+    async def _book_surely(self, write: Callable[[], Awaitable[T]], within_s: float | None = None) -> T:
+        """`_book` of what the database takes again at any time: left to `book_late` when the patience is over. Else
+        the open step would count at its estimate, although it is known what it has cost.
+        """
+        try:
+            return await self._book(write, within_s)
+        except (Unavailable, asyncio.CancelledError):
+            self._late.put_nowait(write)
+            raise
+
     @staticmethod
-    async def _book(write: Callable[[], Awaitable[T]], within_s: float = BOOKING_S) -> T:
+    async def _book(write: Callable[[], Awaitable[T]], within_s: float | None = None) -> T:
         """Write, again and again while the other side is away: what was paid for is not let go lightly."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + within_s
+        deadline = loop.time() + (BOOKING_S if within_s is None else within_s)
         pause_s = 0.1
         while True:
             try:

@@ -11,7 +11,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from daemon import steps
+from daemon import shield, steps
 from daemon.db import Database, open_pool
 from daemon.errors import Fate, Lost, ProviderError, Reject, Retry, Unavailable
 from daemon.jobs import new_id
@@ -619,6 +619,58 @@ async def test_a_result_that_is_longer_on_its_way_than_booking_may_take_holds_up
     assert {"unknown": 1, "done": 1} == await count_states(other)
     given_up.cancel()
     await asyncio.wait({given_up})
+
+
+@pytest.mark.parametrize("leaves", ["gives up", "is cancelled"])
+@pytest.mark.parametrize("what", ["refused", "billed", "result", "intent"])
+async def test_what_is_known_of_a_call_is_booked_when_the_database_is_back(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, what: str, leaves: str
+) -> None:
+    """An outage that outlasts everybody's patience: what is known stays known, and nothing counts at its estimate."""
+    monkeypatch.setattr(steps, "BOOKING_S", 0.3)
+    monkeypatch.setattr(steps, "TAKING_BACK_S", 0.3)
+    monkeypatch.setitem(shield.settle.__kwdefaults__, "within_s", 0.3)  # type: ignore[arg-type]
+    job, is_away, asked = await claim_job(daemon), True, asyncio.Event()
+    errors = {"refused": refused(), "billed": refused(cost_usd="0.07")}
+
+    def cut(write: Any) -> Any:
+        async def try_to_write(*given: Any, **named: Any) -> Any:
+            if is_away:
+                if write == begin:
+                    await write(*given, **named)  # and the answer is lost
+                asked.set()
+                raise Unavailable("The database is away.")
+            return await write(*given, **named)
+
+        return try_to_write
+
+    begin = daemon.ledger.begin
+    for name in ("settle", "fail", *(("begin",) if what == "intent" else ())):
+        monkeypatch.setattr(daemon.ledger, name, cut(getattr(daemon.ledger, name)))
+    booking = asyncio.create_task(daemon.steps.book_late())
+    paying = asyncio.create_task(daemon.pay(job, Provider(error=errors.get(what), cost_usd=PRICE * 2)))
+    await asked.wait()
+    if leaves == "is cancelled":
+        paying.cancel()
+    await asyncio.gather(paying, return_exceptions=True)
+    assert {"open": 1} == await count_states(daemon)
+    booking.cancel()
+    await asyncio.gather(booking, return_exceptions=True)
+
+    is_away = False
+    booking = asyncio.create_task(daemon.steps.book_late())  # as the service does, again and again
+
+    async def is_booked() -> bool:
+        return "open" not in await count_states(daemon)
+
+    await eventually(is_booked)
+    state, spent = {
+        "refused": ("failed", Decimal(0)), "billed": ("failed", Decimal("0.07")),
+        "result": ("done", PRICE * 2), "intent": ("failed", Decimal(0)),
+    }[what]  # fmt: skip
+    assert ({state: 1}, (0, spent)) == (await count_states(daemon), await read_spend(daemon))
+    booking.cancel()
+    await asyncio.wait({booking})
 
 
 @pytest.mark.parametrize(("price", "ended"), [(PRICE, "unknown"), (Decimal(0), "failed")])
