@@ -233,7 +233,7 @@ class Steps:
         except ProviderError as exc:
             code, outcome = exc.code, exc.fate.value
             cost_usd = Decimal(str(exc.data.get("cost_usd", 0)))
-            is_unknown = is_paid and exc.fate is Fate.AMBIGUOUS and cost_usd == 0
+            is_unknown = is_paid and exc.fate is Fate.AMBIGUOUS and "cost_usd" not in exc.data
             exc.data["paid"] = "unknown" if is_unknown else "yes" if cost_usd > 0 else "no"
             log.warning(
                 "provider.refused", provider=step.provider, code=exc.code, status=exc.status,

@@ -225,7 +225,7 @@ class HttpCutout:
         return Usage(charged * self._price_usd, units)
 
     def _read(self, reply: _Reply, photo: codec.Picture, usage: Usage) -> bytes:
-        paid = {"cost_usd": str(usage.cost_usd), "usage": dict(usage.units)} if usage.cost_usd else {}
+        paid = {"cost_usd": str(usage.cost_usd), "usage": dict(usage.units)} if self._price_usd else {}
         body = reply.body
         if body.startswith(_ZIP_MAGIC):
             answer = self._read_zip(body, paid)

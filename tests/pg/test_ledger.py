@@ -195,6 +195,18 @@ async def test_a_timed_out_call_is_unknown_and_counts_as_spent(daemon: Daemon) -
     assert (PRICE, 0, 1) == await read_cost(daemon, job.id)
 
 
+async def test_a_lost_answer_that_is_known_to_be_free_is_not_unknown(daemon: Daemon) -> None:
+    job, free = await claim_job(daemon), ambiguous()
+    free.data["cost_usd"] = "0.00"
+
+    with pytest.raises(ProviderError) as caught:
+        await daemon.pay(job, Provider(error=free))
+
+    assert ("no", {"failed": 1}, (0, 0)) == (
+        caught.value.data["paid"], await count_states(daemon), await read_spend(daemon)
+    )  # fmt: skip
+
+
 async def test_what_the_log_says_of_a_call_names_its_job(daemon: Daemon) -> None:
     """Who finds a call of unknown outcome on a bill wants to know whose it was."""
     job = await claim_job(daemon)

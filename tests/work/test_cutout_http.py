@@ -222,6 +222,18 @@ async def test_mask_that_is_no_product_is_refused(
     assert "0.20" == caught.value.data["cost_usd"]
 
 
+async def test_an_unusable_answer_that_was_not_charged_is_known_to_be_free(
+    server: RemoveBgServer, open_provider: Open
+) -> None:
+    """An account without credits gets previews for nothing; what is not said counts as perhaps paid."""
+    server.always = Fault(body=b"no picture", content_type="image/png", headers={"X-Credits-Charged": "0"})
+
+    with pytest.raises(ProviderError) as caught:
+        await open_provider().cut_out(product_photo(), timeout_s=20)
+
+    assert (Fate.AMBIGUOUS, 0) == (caught.value.fate, Decimal(caught.value.data["cost_usd"]))
+
+
 async def test_rembg_server_is_spoken_to() -> None:
     async with RembgServer() as rembg:
         provider = HttpCutout(protocol="rembg", base_url=rembg.url)
