@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.protocol_servers.wire import Answer, Call, Fault, ProtocolServer, Refusal
+from tests.protocol_servers.wire import Answer, Call, Fault, ProtocolServer, Refusal, count_tokens
 
 _USD_IN, _USD_OUT = Decimal("0.75") / 1_000_000, Decimal("3.75") / 1_000_000
 _STATUS = {
@@ -137,4 +137,4 @@ def _fill(schema: dict[str, Any], name: str) -> Any:
 
 
 def _part_tokens(part: dict[str, Any]) -> int:
-    return 258 if "inlineData" in part else math.ceil(len(part.get("text", "")) / 4)
+    return 258 if "inlineData" in part else count_tokens(part.get("text", ""))

@@ -24,6 +24,7 @@ from tests.protocol_servers.wire import (
     Fault,
     ProtocolServer,
     Refusal,
+    count_tokens,
     read_form,
 )
 
@@ -210,7 +211,7 @@ class OpenAIServer(ProtocolServer):
     def _usage(
         self, prompt: str, references: int, pixels: int, quality: str, partials: int
     ) -> dict[str, Any]:
-        text = math.ceil(len(prompt) / 4)
+        text = count_tokens(prompt)
         image = references * _TOKENS_PER_REFERENCE
         out = math.ceil(_TOKENS[quality] * pixels / 1024**2) + partials * _TOKENS_PER_PARTIAL
         return {

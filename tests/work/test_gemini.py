@@ -101,6 +101,20 @@ async def test_cost_is_what_the_server_billed_thoughts_included(
     assert answer.usage.cost_usd <= provider.estimate_usd(ask())
 
 
+async def test_estimate_is_never_below_the_bill_whatever_the_language(
+    server: GeminiServer, open_provider: Open
+) -> None:
+    """A budget that reserves less than is billed can be overshot."""
+    request = ask(prompt="\u9676\u5668\u306e\u8d64\u3044\u30de\u30b0" * 1000, max_output_tokens=1000)
+    server.thoughts_tokens, server.finish = 930, "MAX_TOKENS"
+    provider = open_provider()
+
+    answer = await provider.generate_json(request, timeout_s=20)
+
+    assert 930 < answer.usage.units["output_tokens"] <= 1000
+    assert answer.usage.cost_usd <= provider.estimate_usd(request)
+
+
 async def test_answer_cut_short_is_handed_on_with_its_price(
     server: GeminiServer, open_provider: Open
 ) -> None:

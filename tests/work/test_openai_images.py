@@ -85,12 +85,11 @@ async def test_cost_is_what_the_server_billed(server: OpenAIServer, open_provide
 
 
 @pytest.mark.parametrize("quality", ["low", "medium", "high", "xhigh", "max"])
-async def test_estimate_is_never_below_the_bill(
-    server: OpenAIServer, open_provider: Open, quality: str
-) -> None:
+@pytest.mark.parametrize("prompt", ["A red mug", "\u9676\u5668\u306e\u8d64\u3044\u30de\u30b0" * 2000])
+async def test_estimate_is_never_below_the_bill(open_provider: Open, quality: str, prompt: str) -> None:
     """A budget that reserves less than is billed can be overshot."""
     provider = open_provider(quality=quality)
-    request = paint_request(width_px=970, height_px=600)
+    request = paint_request(width_px=970, height_px=600, prompt=prompt)
 
     answer = await provider.paint(request, timeout_s=30)
 
