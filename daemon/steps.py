@@ -245,7 +245,9 @@ class Steps:
         finally:
             run_s = loop.time() - began
             step.took.provider_s += run_s
-            step.took.cost_usd += cost_usd if value is None else value.usage.cost_usd
+            billed_usd = cost_usd if value is None else value.usage.cost_usd
+            step.took.cost_usd += billed_usd
+            metrics.PROVIDER_COST.labels(step.provider).inc(float(billed_usd))
             metrics.PROVIDER_CALLS.labels(step.provider, outcome).inc()
             metrics.PROVIDER_RUN.labels(step.provider).observe(run_s)
             if value is None:
@@ -260,7 +262,6 @@ class Steps:
             self._keep(step, worker, step_id, value), name=f"keep {step.name}"
         )
         held = await settle(self._keeping[key], within_s=BOOKING_S)
-        metrics.PROVIDER_COST.labels(step.provider).inc(float(value.usage.cost_usd))
         log.info(
             "job.step_done", step=step.name, provider=step.provider, duration_s=round(run_s, 3),
             cost_usd=str(value.usage.cost_usd), bytes=len(value.data or b""), reused=False,

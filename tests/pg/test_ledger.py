@@ -16,6 +16,7 @@ from daemon.db import Database, open_pool
 from daemon.errors import Fate, Lost, ProviderError, Reject, Retry, Unavailable
 from daemon.jobs import new_id
 from daemon.ledger import StepResult, encode_json, sweep_orphans
+from daemon.metrics import REGISTRY
 from daemon.providers.protocols import Usage
 from daemon.settings import Budgets, Settings
 from daemon.steps import hash_identity
@@ -461,6 +462,28 @@ async def test_a_cancel_that_comes_after_the_answer_loses_nothing(daemon: Daemon
 
     assert {"done": 1} == await count_states(daemon)
     assert (0, PRICE) == await read_spend(daemon)
+
+
+@pytest.mark.parametrize("ends", ["well", "billed and refused", "cancelled"])
+async def test_the_metric_of_costs_counts_what_was_billed_however_it_ended(daemon: Daemon, ends: str) -> None:
+    """Its rate is watched against the bill."""
+
+    def read_usd() -> float:
+        return REGISTRY.get_sample_value("listingd_provider_cost_usd_total", {"provider": "painter"}) or 0.0
+
+    async def cancel_the_caller() -> None:
+        if ends == "cancelled":
+            asyncio.current_task().cancel()  # type: ignore[union-attr]
+
+    before, job = read_usd(), await claim_job(daemon)
+    error = refused(cost_usd=str(PRICE)) if ends == "billed and refused" else None
+
+    await asyncio.gather(
+        asyncio.create_task(daemon.pay(job, Provider(error=error, on_call=cancel_the_caller))),
+        return_exceptions=True,
+    )
+
+    assert float(PRICE) == pytest.approx(read_usd() - before)
 
 
 async def test_an_interrupted_free_call_is_not_unknown(daemon: Daemon, storage: Storage) -> None:
