@@ -6,15 +6,18 @@ answers are refused unread: their true size is known only after unpacking.
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from daemon.errors import Fate, TooLarge
-from daemon.providers.fates import NameFailures
+from daemon.providers.fates import NameFailures, problem
 
 if TYPE_CHECKING:
     import httpx2
+
+T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_ERROR_BYTES = 256 * 1024
@@ -67,6 +70,19 @@ def open_client(max_bytes: int, *, concurrency: int = 100) -> httpx2.AsyncClient
         event_hooks={"request": [limit], "response": [cap]},
         follow_redirects=False,
     )
+
+
+async def open_sdk(provider: str, build: Callable[[], T]) -> T:
+    """What `build` makes of a vendor's SDK, in a thread: that loads it, which takes more than a second.
+
+    Errors: ProviderError; anything else would be booked as a call that was perhaps paid.
+    """
+    try:
+        return await asyncio.to_thread(build)
+    except RuntimeError as exc:
+        raise problem(provider, Fate.RETRY, "no_thread") from exc
+    except (ImportError, ValueError, OSError) as exc:  # a proxy of a kind that the client does not speak
+        raise problem(provider, Fate.CONFIG, "provider_unopened") from exc
 
 
 def classify_transport(exc: BaseException, names: NameFailures) -> tuple[Fate, str]:

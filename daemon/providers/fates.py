@@ -94,6 +94,10 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
         "The provider's host name does not resolve.",
         "Check the base URL in the settings.",
     ),
+    "provider_unopened": (
+        "No call of the provider can be begun on the daemon's machine.",
+        "Look at the proxy in its environment: http:// and https:// are spoken.",
+    ),
     "provider_moved": ("The provider redirects to another address.", "Set the new base URL."),
     "provider_throttled": ("The provider asks us to slow down.", ""),
     "provider_failed": ("The provider failed.", ""),

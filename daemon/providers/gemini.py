@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from daemon.errors import Fate, ProviderError, TooLarge, Unavailable
 from daemon.later import later
 from daemon.providers import fates, gemini_wire
-from daemon.providers.capped_client import CONNECT_TIMEOUT_S, causes
+from daemon.providers.capped_client import CONNECT_TIMEOUT_S, causes, open_sdk
 from daemon.providers.gemini_wire import NAME, OnLateUsage, Reading, TokenPrices
 from daemon.providers.protocols import JsonAnswer, JsonRequest
 from daemon.providers.threads import AbandonableThreads
@@ -126,7 +126,7 @@ class GeminiText:
     async def _open(self) -> None:
         async with self._opening:
             if self._client is None:
-                self._client = await asyncio.to_thread(self._build)
+                self._client = await open_sdk(NAME, self._build)
 
     def _build(self) -> Any:
         with warnings.catch_warnings():
@@ -182,6 +182,10 @@ class GeminiText:
 
         if any(isinstance(link, socket.gaierror) for link in causes(exc)):
             return fates.problem(NAME, *self._names.count())
+        if isinstance(
+            exc, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema
+        ):  # of the proxy
+            return fates.problem(NAME, Fate.CONFIG, "provider_unopened")
         if not _was_sent(exc):
             return fates.problem(NAME, Fate.RETRY, "provider_unreachable")
         if isinstance(exc, requests.ReadTimeout | urllib3.exceptions.ReadTimeoutError):

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from daemon.errors import Fate, ProviderError, TooLarge
 from daemon.later import later
 from daemon.providers import fates, gemini_wire
-from daemon.providers.capped_client import classify_transport, open_client
+from daemon.providers.capped_client import classify_transport, open_client, open_sdk
 from daemon.providers.gemini_wire import NAME, Reading, TokenPrices
 from daemon.providers.protocols import JsonAnswer, JsonRequest
 
@@ -85,7 +85,7 @@ class GenaiText:
     async def _open(self) -> None:
         async with self._opening:
             if self._client is None:
-                self._client = await asyncio.to_thread(self._build)
+                self._client = await open_sdk(NAME, self._build)
 
     def _build(self) -> Any:
         genai = importlib.import_module("google.genai")

@@ -23,7 +23,7 @@ from daemon.errors import Fate, ListingdError, ProviderError, TooLarge
 from daemon.later import later
 from daemon.providers import fates, openai_shapes
 from daemon.providers.answers import check_ratio, photo_rejected, read_picture, unusable
-from daemon.providers.capped_client import classify_transport, open_client
+from daemon.providers.capped_client import classify_transport, open_client, open_sdk
 from daemon.providers.guard import Network, fetch_bytes
 from daemon.providers.openai_shapes import ImagePrices, Shape
 from daemon.providers.protocols import ModelNotice, PaintAnswer, PaintRequest, PartialImage, Usage
@@ -124,7 +124,10 @@ class OpenAIImages:
 
     async def find_shutdown(self, *, timeout_s: float) -> ModelNotice | None:
         """The announced end of the configured model, or None; also None when the server cannot say."""
-        client = await self._open()
+        try:
+            client = await self._open()
+        except ProviderError:
+            return None  # the first job says why
         import openai  # in memory now: the client was built in a thread
 
         try:
@@ -145,7 +148,7 @@ class OpenAIImages:
     async def _open(self) -> AsyncOpenAI:
         async with self._opening:
             if self._client is None:
-                self._client = await asyncio.to_thread(self._build)
+                self._client = await open_sdk(_NAME, self._build)
             return self._client
 
     def _build(self) -> AsyncOpenAI:

@@ -89,6 +89,19 @@ async def test_a_proxy_that_opens_no_way_is_retried(name: str, monkeypatch: pyte
     assert (Fate.RETRY, "provider_unreachable") == (error.fate, error.code)
 
 
+@pytest.mark.parametrize("name", ["openai", "gemini", "genai"])
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "gopher://127.0.0.1:9"])
+async def test_a_proxy_that_we_cannot_speak_to_is_the_operators_matter(
+    name: str, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was sent: any error but the provider's own would count as a call that was perhaps paid."""
+    monkeypatch.setenv("https_proxy", proxy)
+    async with calling(name, url="https://127.0.0.1:9/v1") as (_, call):
+        error = await fate_of(call)
+
+    assert (Fate.CONFIG, "provider_unopened") == (error.fate, error.code)
+
+
 @pytest.mark.parametrize("name", ["openai", "removebg", "gemini", "genai"])
 @pytest.mark.parametrize("drop", ["before_answer", "mid_body"])
 async def test_connection_lost_after_sending_is_ambiguous(name: str, drop: Any) -> None:

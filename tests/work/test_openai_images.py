@@ -303,6 +303,15 @@ async def test_server_without_a_model_list_warns_of_nothing(
     assert await open_provider().find_shutdown(timeout_s=5) is None
 
 
+async def test_a_client_that_cannot_be_built_warns_of_nothing(
+    open_provider: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first job says why; the start goes on."""
+    monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:9")
+
+    assert await open_provider().find_shutdown(timeout_s=20) is None
+
+
 async def test_key_and_prompt_stay_out_of_errors(server: OpenAIServer, open_provider: Open) -> None:
     """The API's own 401 quotes a part of the key."""
     with pytest.raises(ProviderError) as caught:
