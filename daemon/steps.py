@@ -9,7 +9,8 @@ A crash at any arrow costs at most the call in flight: what has a checkpoint is 
 that is lost, because it was cut off (`unknown`: it may have been billed) or because it was billed and its answer
 is unusable, is tried once more at most.
 From the moment a call has answered, nothing but the death of the process keeps its result from being booked:
-neither a cancellation nor a lost fence nor a database that is away for a minute.
+neither a cancellation nor a lost fence nor a database that is away. What that does not take within a minute waits for
+it in `book_late`, when the attempt is over.
 """
 
 from __future__ import annotations
