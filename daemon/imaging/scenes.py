@@ -76,6 +76,8 @@ def paint_studio(
     product = trim(cutout)
     palette = palette_of(product, wishes)
     if turn:
+        # It is shown smaller than the frame; turned at its own size a large photo takes gigabytes in floats.
+        product.thumbnail((max(width, height), max(width, height)), Image.Resampling.LANCZOS)
         product = turn_product(product, turn)
     light_from_left = turn >= 0
     sweep = paint_sweep(palette, width, height)

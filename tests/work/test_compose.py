@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -121,6 +123,21 @@ def test_turned_product_is_narrower_and_nothing_is_added() -> None:
     seen = pixels[pixels[..., 3] > 200][:, :3].astype(int)
     assert 0.90 < turned.width / product.width < 0.97
     assert np.abs(seen - [90, 140, 60]).max() <= 2
+
+
+def test_a_large_product_is_turned_at_the_size_it_is_shown_at() -> None:
+    """Turned at its own size, a product of 40 MP took 2 GB in floats for a picture of 2000 px."""
+    large = draw_product().resize((2400, 3000))
+
+    tracemalloc.start()
+    try:
+        picture = scenes.paint_studio(large, 300, 300, seed=1, turn=1.0)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert (300, 300) == picture.size
+    assert peak_bytes < 4 * large.width * large.height
 
 
 def test_close_up_shows_the_worked_part_of_the_product() -> None:
