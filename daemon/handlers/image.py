@@ -26,8 +26,8 @@ from daemon.handlers.slots import SLOTS, require_facts
 from daemon.handlers.wording import Wording, report_left_out, word_picture
 from daemon.imaging import codec, provenance, scenes
 from daemon.imaging.colours import palette_of
-from daemon.imaging.compose import fit_frame, place_on_white, to_image, trim
-from daemon.imaging.cutout import MaskVerdict, judge_mask
+from daemon.imaging.compose import fit_frame, place_on_white, read_cutout, to_image, trim
+from daemon.imaging.cutout import MaskVerdict, edge_contact, judge_mask
 from daemon.imaging.detail import crop_detail
 from daemon.imaging.dimensions import Measures, draw_dimensions
 from daemon.imaging.drawings import MAX_BOX_ITEMS, MAX_CALLOUTS, draw_sheet
@@ -141,7 +141,7 @@ def _report(ctx: JobContext, stage: str) -> None:
 
 def _draw(wanted: ImageInput, cutout: Cutout, painted: Painted | None, words: Wording) -> Drawn:
     """The picture of the slot, RGB, size_px square."""
-    product = Image.fromarray(codec.decode(cutout.png)).convert("RGBA")
+    product = read_cutout(cutout.png)
     size_px, wishes = wanted.size_px, wanted.style.palette
     if painted is not None:
         surroundings = fit_frame(Image.fromarray(_decode_painted(painted)), size_px, size_px)
@@ -237,7 +237,7 @@ def _judge_backdrop(picture: Image.Image) -> Check | None:
 
 def _check_cropping(product: Image.Image) -> Check:
     """Warn when the product runs out of the photo: Amazon wants the whole product in the main image."""
-    touches = judge_mask(np.asarray(product)).edge_contact
+    touches = edge_contact(np.asarray(product.getchannel("A")) >= 128)
     said = (
         "The product touches the photo's edge and may be cropped." if touches else "The photo shows it whole."
     )

@@ -85,20 +85,25 @@ def judge_mask(rgba: Picture) -> MaskVerdict:
     if not has_alpha(rgba):
         return MaskVerdict(False, ("Nothing was cut out: the picture has no transparency.",), 1.0, 1.0, 1)
     solid = rgba[..., 3] >= 128
-    fill, edge_contact, parts = float(solid.mean()), _edge_contact(solid), _count_parts(solid)
+    fill, contact, parts = float(solid.mean()), edge_contact(solid), _count_parts(solid)
     wrong = []
     if fill < 0.004:
         wrong.append("Next to nothing is left of the photo.")
     elif fill > 0.97:
         wrong.append("Nothing was cut out: the whole photo is still there.")
-    if edge_contact > 0.45:
+    if contact > 0.45:
         wrong.append("The cut-out runs along most of the photo's edge, so background is still in it.")
     if parts > 20:
         wrong.append(f"The cut-out is in {parts} pieces.")
     notes = []
-    if not wrong and edge_contact > 0:
+    if not wrong and contact > 0:
         notes.append("The product touches the edge of the photo and may be cropped.")
-    return MaskVerdict(not wrong, (*wrong, *notes), fill, edge_contact, parts)
+    return MaskVerdict(not wrong, (*wrong, *notes), fill, contact, parts)
+
+
+def edge_contact(mask: Mask) -> float:
+    """Share of the frame's outermost pixels that belong to the mask."""
+    return float(np.concatenate((mask[0], mask[-1], mask[:, 0], mask[:, -1])).mean())
 
 
 # --- signs -----------------------------------------------------------------------------------------
@@ -117,7 +122,7 @@ def _signs(found: segment.Segments) -> Iterator[_Sign]:
     both, either = mask & found.grabcut, mask | found.grabcut
     agreement = float(both.sum() / either.sum())
     yield _Sign(_grade(agreement, bad=0.90, good=0.97), "Two methods disagree on where the product ends.")
-    yield _Sign(0.0 if _edge_contact(mask) > 0 else 1.0, "The product touches the edge of the photo.")
+    yield _Sign(0.0 if edge_contact(mask) > 0 else 1.0, "The product touches the edge of the photo.")
     yield _Sign(_grade(_count_parts(mask), bad=5, good=2), "There are several things in the photo.")
     yield _Sign(0.0 if _is_framed(mask) else 1.0, "The photo seems to have a frame or bars around it.")
     yield _Sign(
@@ -146,11 +151,6 @@ def _signs(found: segment.Segments) -> Iterator[_Sign]:
 def _grade(value: float, *, bad: float, good: float) -> float:
     """1 at `good` or better, 0 at `bad` or worse, straight in between."""
     return float(np.clip((value - bad) / (good - bad), 0, 1))
-
-
-def _edge_contact(mask: Mask) -> float:
-    """Share of the frame's outermost pixels that belong to the mask."""
-    return float(np.concatenate((mask[0], mask[-1], mask[:, 0], mask[:, -1])).mean())
 
 
 def _count_parts(mask: Mask) -> int:

@@ -7,6 +7,8 @@ Everything it delivers consists of the product's photograph and of surroundings 
 from __future__ import annotations
 
 import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -29,7 +31,12 @@ _MODEL = "offline-paint-1"
 
 
 class OfflinePaint:
-    """The PaintProvider of a machine without keys."""
+    """The PaintProvider of a machine without keys. As many pictures at a time as there are cores: more would only
+    take memory, up to 0.6 GB each of a photo of 40 MP.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="offline-paint")
 
     @property
     def name(self) -> str:
@@ -55,7 +62,8 @@ class OfflinePaint:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                return await asyncio.to_thread(_paint, request)
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._threads, _paint, request)
         except TimeoutError as exc:
             raise ProviderError(
                 f"Painting the {request.slot} picture took longer than {timeout_s:.0f} s.",
@@ -63,12 +71,13 @@ class OfflinePaint:
             ) from exc  # fmt: skip
 
     async def close(self) -> None:
-        """Nothing is held open."""
+        """Give up what has not begun, without waiting for what has."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _paint(request: PaintRequest) -> PaintAnswer:
     try:
-        cutout = Image.fromarray(codec.decode(request.cutout_png)).convert("RGBA")
+        cutout = compose.read_cutout(request.cutout_png)
         picture, derived = _compose(request, cutout)
     except ListingdError as exc:
         raise ProviderError(

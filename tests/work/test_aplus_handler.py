@@ -264,6 +264,7 @@ class PaintsAfterOneFailure(OfflinePaint):
     """Refuses its second picture once, as a provider with a passing fault does."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.asked = 0
 
     async def paint(
