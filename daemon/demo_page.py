@@ -25,7 +25,7 @@ _TITLES = {
     "detail": "Close-up", "dimensions": "Dimensions", "in_the_box": "In the box", "aplus": "A+ content",
 }  # fmt: skip
 _MARKS = {"pass": "✓", "warn": "!", "fail": "✗"}
-_SHARES = frozenset({"product_fill", "background_white"})
+_SHARES = frozenset({"product_fill", "product_visible", "background_white"})
 
 
 @dataclass(frozen=True, slots=True)

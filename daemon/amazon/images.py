@@ -21,8 +21,8 @@ class Measured:
 
     format: "JPEG", "PNG", ...; colour_space: "sRGB", "untagged" or the name of another profile;
     mode: "RGB", "RGBA", "CMYK", ...; white_border: share 0..1 of the border band that is exactly
-    255,255,255; fill: longer side of the box around everything not white, as a share of that side of the
-    frame; edges_touched: sides of the frame (0..4) that something not white touches;
+    255,255,255; fill: longer side of the box around the product, as a share of that side of the frame, by its
+    pixels or, where that is known, its mask; seen: the same of everything that is not white; edges_touched: sides of the frame (0..4) that something not white touches;
     generated: True when a model invented pixels.
     """
 
@@ -36,6 +36,7 @@ class Measured:
     size_bytes: int
     white_border: float
     fill: float
+    seen: float
     edges_touched: int
     generated: bool = False
 
@@ -67,14 +68,16 @@ def _check_white(m: Measured, limits: rules.ImageLimits) -> Iterator[Check]:
             else "The product lies within the frame.",
         )  # fmt: skip
     if limits.min_fill is not None:
-        ok = m.fill >= limits.min_fill
-        yield Check(
-            "product_fill",
-            "pass" if ok else "fail",
-            int(m.fill * 10_000) / 10_000,
-            limits.min_fill,
-            f"The product takes {m.fill:.0%} of the frame; Amazon wants at least {limits.min_fill:.0%}.",
-        )
+        yield _check_visible(m, limits.min_fill)
+        # The size of something that nobody sees would only mislead.
+        if m.fill:
+            yield Check(
+                "product_fill",
+                "pass" if m.fill >= limits.min_fill else "fail",
+                int(m.fill * 10_000) / 10_000,
+                limits.min_fill,
+                f"The product takes {m.fill:.0%} of the frame; Amazon wants at least {limits.min_fill:.0%}.",
+            )
     if not limits.may_be_generated:
         yield Check(
             "own_pixels",
@@ -84,6 +87,25 @@ def _check_white(m: Measured, limits: rules.ImageLimits) -> Iterator[Check]:
             "The main image must be a photograph of the real product, not a generated one." if m.generated
             else "The product is the seller's own photograph.",
         )  # fmt: skip
+
+
+def _check_visible(m: Measured, min_fill: float) -> Check:
+    """Whether a shopper sees the product on its white background, and all of it."""
+    outcome: CheckOutcome = "pass"
+    detail = "The product stands out from the white background."
+    if not m.seen:
+        outcome = "fail"
+        detail = (
+            "The product cannot be told from the white background: nothing on the picture is darker than white. "
+            "Take the photo with less light, or on a darker background."
+        )
+    elif m.seen < min_fill <= m.fill:
+        outcome = "warn"
+        detail = (
+            "A part of the product can hardly be told from the white background. A photo with less light would "
+            "show its edges."
+        )
+    return Check("product_visible", outcome, int(m.seen * 10_000) / 10_000, min_fill, detail)
 
 
 def _check_file(m: Measured, limits: rules.ImageLimits) -> Iterator[Check]:

@@ -45,12 +45,16 @@ _verdicts: Recent[MaskVerdict] = Recent(256)
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A finished picture before encoding, how it came to be, and what its making had to report."""
+    """A finished picture before encoding, how it came to be, and what its making had to report.
+
+    fill: what the product's mask takes of the main image.
+    """
 
     picture: Image.Image
     made: provenance.Made
     checks: tuple[Check, ...] = ()
     derived: str = ""
+    fill: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +159,9 @@ def _draw(wanted: ImageInput, cutout: Cutout, painted: Painted | None, words: Wo
         sheet = _draw_words(wanted, product, _sweep(wanted, product), words, provenance.Made.DRAWN, _BY_CODE)
         return replace(sheet, checks=(*sheet.checks, told))
     if wanted.slot == "main":
-        picture = place_on_white(product, size_px)
+        placed = place_on_white(product, size_px)
         checks = (_check_enlargement(product, size_px), _check_cropping(product))
-        return Drawn(picture, provenance.Made.CAPTURED, checks)
+        return Drawn(placed.picture, provenance.Made.CAPTURED, checks, fill=placed.fill)
     if wanted.slot == "detail":
         close_up = crop_detail(product, size_px, wishes)
         return Drawn(close_up.picture, provenance.Made.CAPTURED, (
@@ -259,7 +263,7 @@ def _encode(wanted: ImageInput, drawn: Drawn, *, provider: str, model: str, gene
         data = b""
     if not data:
         data = codec.encode_jpeg(pixels, max_bytes=rules.MAX_BYTES, xmp=packet)
-    checks = check_image(wanted.slot, measure(data, generated=generated))
+    checks = check_image(wanted.slot, measure(data, generated=generated, fill=drawn.fill))
     return Encoded(data, codec.inspect(data), (*checks, *drawn.checks, *extra))
 
 

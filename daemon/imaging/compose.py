@@ -91,7 +91,15 @@ def place(
     return Placed(scaled, round(centre_x - scaled.width / 2), round(y))
 
 
-def place_on_white(cutout: Image.Image, size_px: int = 2000, *, fill: float = 0.90) -> Image.Image:
+@dataclass(frozen=True, slots=True)
+class OnWhite:
+    """The main image; fill: the longer side of what is solid of the product's mask, as a share of the frame's."""
+
+    picture: Image.Image
+    fill: float
+
+
+def place_on_white(cutout: Image.Image, size_px: int = 2000, *, fill: float = 0.90) -> OnWhite:
     """The main image: a white square, the whole product centred, its longest side `fill` of the frame.
 
     Shapes: RGB, size_px x size_px; 255,255,255 wherever the product is not. No shadow, no reflection.
@@ -103,7 +111,10 @@ def place_on_white(cutout: Image.Image, size_px: int = 2000, *, fill: float = 0.
     )  # fmt: skip
     canvas = Image.new("RGB", (size_px, size_px), (255, 255, 255))
     canvas.paste(placed.product, (placed.x, placed.y), placed.product)
-    return canvas
+    # Haze that a service left around the product is no product.
+    solid = placed.product.getchannel("A").point(lambda a: 255 if a >= 128 else 0).getbbox()
+    left, top, right, bottom = solid or (0, 0, 0, 0)
+    return OnWhite(canvas, max(right - left, bottom - top) / size_px)
 
 
 def fit_frame(picture: Image.Image, width_px: int, height_px: int) -> Image.Image:

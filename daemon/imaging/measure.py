@@ -20,8 +20,8 @@ _BACKDROP_SIDE_PX = 256
 _EDGE_SLOPE = 1.5  # Delta E per px of the small copy
 
 
-def measure(data: bytes, *, generated: bool = False) -> Measured:
-    """The values that `amazon.images.check_image` judges.
+def measure(data: bytes, *, generated: bool = False, fill: float = 0.0) -> Measured:
+    """The values that `amazon.images.check_image` judges. fill: by the product's mask, where that is known.
 
     Errors: those of `codec.decode`.
     """
@@ -30,7 +30,7 @@ def measure(data: bytes, *, generated: bool = False) -> Measured:
         mode, colour_space = image.mode, _colour_space(image)
         has_alpha, has_exif = image.has_transparency_data, bool(image.info.get("exif"))
     rgb = codec.flatten_on_white(picture)
-    white_border, fill, edges_touched = _measure_white(rgb)
+    white_border, seen, edges_touched = _measure_white(rgb)
     return Measured(
         format=codec.inspect(data).format,
         mode=mode,
@@ -41,7 +41,8 @@ def measure(data: bytes, *, generated: bool = False) -> Measured:
         height_px=rgb.shape[0],
         size_bytes=len(data),
         white_border=white_border,
-        fill=fill,
+        fill=max(seen, fill),
+        seen=seen,
         edges_touched=edges_touched,
         generated=generated,
     )
@@ -69,7 +70,7 @@ def measure_backdrop(picture: Image.Image) -> tuple[float, float, float]:
 
 
 def _measure_white(rgb: codec.Picture) -> tuple[float, float, int]:
-    """(share of pure white in the border band, fill of the longer side, sides of the frame touched)."""
+    """(share of pure white in the border band, what is not white of the longer side, sides of the frame touched)."""
     height, width = rgb.shape[:2]
     pure = (rgb == 255).all(axis=2)
     band = max(1, round(min(height, width) * BORDER_SHARE))
@@ -81,9 +82,9 @@ def _measure_white(rgb: codec.Picture) -> tuple[float, float, int]:
     if not product.any():
         return white_border, 0.0, 0
     rows, columns = np.flatnonzero(product.any(axis=1)), np.flatnonzero(product.any(axis=0))
-    fill = max((rows[-1] - rows[0] + 1) / height, (columns[-1] - columns[0] + 1) / width)
+    seen = max((rows[-1] - rows[0] + 1) / height, (columns[-1] - columns[0] + 1) / width)
     touched = (rows[0] == 0, rows[-1] == height - 1, columns[0] == 0, columns[-1] == width - 1)
-    return white_border, float(fill), sum(map(int, touched))
+    return white_border, float(seen), sum(map(int, touched))
 
 
 def _colour_space(image: Image.Image) -> str:

@@ -16,7 +16,7 @@ from daemon.payloads import PACK_SLOTS
 
 GOOD = Measured(
     format="JPEG", mode="RGB", colour_space="sRGB", has_alpha=False, has_exif=False, width_px=2000,
-    height_px=2000, size_bytes=700_000, white_border=1.0, fill=0.9, edges_touched=0,
+    height_px=2000, size_bytes=700_000, white_border=1.0, fill=0.9, seen=0.9, edges_touched=0,
 )  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def test_a_good_main_image_passes_every_rule() -> None:
 
     assert {"pass"} == set(found.values())
     assert {
-        "background_white", "whole_product_in_frame", "product_fill", "own_pixels", "longest_side_px",
+        "background_white", "whole_product_in_frame", "product_visible", "product_fill", "own_pixels", "longest_side_px",
         "format", "colour_space", "no_alpha", "no_exif", "file_size",
     } == set(found)  # fmt: skip
 
@@ -41,6 +41,9 @@ def test_a_good_main_image_passes_every_rule() -> None:
         ({"edges_touched": 1}, "whole_product_in_frame", "fail"),
         ({"fill": 0.8499}, "product_fill", "fail"),
         ({"fill": 0.85}, "product_fill", "pass"),
+        ({"fill": 0.9, "seen": 0.8}, "product_visible", "warn"),
+        ({"fill": 0.6, "seen": 0.6}, "product_visible", "pass"),
+        ({"fill": 0.9, "seen": 0.0}, "product_visible", "fail"),
         ({"generated": True}, "own_pixels", "fail"),
         ({"width_px": 499, "height_px": 499}, "longest_side_px", "fail"),
         ({"width_px": 500, "height_px": 100}, "longest_side_px", "warn"),
@@ -67,6 +70,10 @@ def test_secondary_images_may_have_a_scene_and_generated_pixels(slot: str) -> No
 
     assert {"pass"} == set(found.values())
     assert not {"background_white", "product_fill", "own_pixels"} & set(found)
+
+
+def test_of_a_product_that_cannot_be_seen_no_size_is_claimed() -> None:
+    assert "product_fill" not in outcomes("main", fill=0.0, seen=0.0)
 
 
 def test_a_value_just_under_its_limit_is_not_shown_as_the_limit() -> None:

@@ -21,7 +21,7 @@ def _box_of_not_white(picture: Image.Image) -> tuple[int, int, int, int]:
 
 @pytest.mark.parametrize(("width", "height"), [(300, 360), (400, 90), (60, 420)])
 def test_product_on_white_is_centred_and_fills_the_frame(width: int, height: int) -> None:
-    picture = compose.place_on_white(draw_product(width, height), 1000)
+    picture = compose.place_on_white(draw_product(width, height), 1000).picture
 
     left, top, right, bottom = _box_of_not_white(picture)
     assert picture.size == (1000, 1000)
@@ -31,7 +31,7 @@ def test_product_on_white_is_centred_and_fills_the_frame(width: int, height: int
 
 
 def test_everything_around_the_product_is_pure_white() -> None:
-    pixels = np.asarray(compose.place_on_white(draw_product(), 1000)).copy()
+    pixels = np.asarray(compose.place_on_white(draw_product(), 1000).picture).copy()
     left, top, right, bottom = _box_of_not_white(Image.fromarray(pixels))
 
     pixels[top:bottom, left:right] = 255
@@ -39,12 +39,20 @@ def test_everything_around_the_product_is_pure_white() -> None:
     assert (pixels == 255).all()
 
 
+def test_haze_around_a_product_does_not_fill_the_frame() -> None:
+    hazy = np.full((400, 400, 4), 255, np.uint8)
+    hazy[..., 3] = 10
+    hazy[100:300, 150:250, 3] = 255
+
+    assert compose.place_on_white(Image.fromarray(hazy), 1000).fill == pytest.approx(0.45, abs=0.01)
+
+
 def test_enlarging_leaves_no_dark_rim_around_the_product() -> None:
     """Straight alpha hides black under transparent pixels; resizing must not pull it into the edge."""
     white = Image.new("RGBA", (80, 80), (0, 0, 0, 0))
     white.paste((250, 250, 250, 255), (10, 10, 70, 70))
 
-    picture = compose.place_on_white(white, 600)
+    picture = compose.place_on_white(white, 600).picture
 
     assert np.asarray(picture).min() >= 245
 

@@ -418,6 +418,39 @@ async def test_product_that_runs_out_of_the_photo_is_reported() -> None:
     assert outcomes["whole_product_in_photo"] == "warn"
 
 
+def _pale(shade: int, rim: int = 0) -> bytes:
+    """A cut-out of one near white; rim: how many of its upper rows are darker, as a white mug's shaded mouth."""
+    rgba = np.zeros((600, 500, 4), np.uint8)
+    rgba[100:500, 100:400] = (shade, shade, shade, 255)
+    rgba[100 : 100 + rim, 100:400, :3] = 180
+    return codec.encode_png(rgba)
+
+
+async def test_product_blown_out_to_white_is_refused_for_what_it_is() -> None:
+    """It was said to fill 0 % of the frame: a seller who reads that moves the camera, in vain."""
+    ctx = _context("main", providers=Providers(CutoutServer(_pale(254)), OfflinePaint(), OfflineText()))
+
+    with pytest.raises(Reject) as refused:
+        await _make(ctx)
+
+    assert "check_failed" == refused.value.code
+    assert ["product_visible"] == [check["rule"] for check in refused.value.data["checks"]]
+    assert "cannot be told from the white background" in refused.value.hint
+
+
+async def test_pale_product_fills_what_its_mask_fills() -> None:
+    """Of a white mug only the mouth is darker than white: measured by that, it filled half of the frame."""
+    ctx = _context(
+        "main", providers=Providers(CutoutServer(_pale(253, rim=40)), OfflinePaint(), OfflineText())
+    )
+
+    result = await _make(ctx)
+
+    checks = {check["rule"]: check for check in result["checks"]}
+    assert ("pass", 0.9) == (checks["product_fill"]["outcome"], checks["product_fill"]["measured"])
+    assert "warn" == checks["product_visible"]["outcome"]
+
+
 async def test_png_is_made_when_asked() -> None:
     ctx = _context("main", format="png")
 

@@ -46,7 +46,13 @@ def test_touched_edges_are_counted() -> None:
 def test_an_empty_frame_has_no_fill() -> None:
     found = measure.measure(codec.encode_png(on_white((0, 0, 0, 0))))
 
-    assert (1.0, 0.0, 0) == (found.white_border, found.fill, found.edges_touched)
+    assert (1.0, 0.0, 0.0, 0) == (found.white_border, found.fill, found.seen, found.edges_touched)
+
+
+def test_a_known_mask_tells_the_fill_and_the_pixels_what_is_seen_of_it() -> None:
+    found = measure.measure(codec.encode_png(on_white((100, 100, 300, 300))), fill=0.9)
+
+    assert (0.9, 0.5) == (found.fill, found.seen)
 
 
 def test_foreign_colours_alpha_and_camera_data_are_seen() -> None:
