@@ -3,7 +3,7 @@
     facts -> blocks of type -> plan (where everything stands) -> drawing
 
 Every word is the seller's own and drawn by code; nothing is shortened with an ellipsis. What finds no room
-at a legible size is left out as a whole and named in `Drawing.left_out`.
+at a legible size, an item or the running text of one, is left out as a whole and named in `Drawing.left_out`.
 """
 
 from __future__ import annotations
@@ -48,11 +48,15 @@ class Drawing:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One fact: a head in bold with running text under it, or one text of middle weight."""
+    """One fact: a head in bold with running text under it, or one text of middle weight.
+
+    text: as drawn; left_out: the running text that found no room, or "".
+    """
 
     head: Block
     body: Block | None
     text: str
+    left_out: str
 
     @property
     def gap_px(self) -> int:
@@ -118,10 +122,11 @@ def draw_sheet(
     blocks += [b for item, _, _ in plan.items for b in (item.head, item.body) if b]
     drawn = [t for t, block in ((overline, heading.overline), (title, heading.title)) if block]
     unset = [t for t, block in ((overline, heading.overline), (title, heading.title)) if t and not block]
+    bodies = [item.left_out for item, _, _ in plan.items if item.left_out]
     return Drawing(
         picture=canvas,
         drawn=(*drawn, *(item.text for item, _, _ in plan.items)),
-        left_out=(*unset, *plan.missed, *items[max_items:]),
+        left_out=(*unset, *bodies, *plan.missed, *items[max_items:]),
         text_boxes=boxes,
         product_box=(plan.placed.x, plan.placed.y, plan.placed.right, plan.placed.bottom),
         min_text_px=min((block.size_px for block in blocks), default=0),
@@ -269,7 +274,8 @@ class _Sheet:
                 more = self.type_.fit(body, Weight.REGULAR, width_px=width, height_px=self.side,
                                       max_px=small_px, min_px=small_px, max_lines=4, leading=1.34)  # fmt: skip
             shown = f"{head}: {body}" if more else (head or body)
-            self._tried[key] = _Item(main, more, shown) if main else None
+            left_out = body if head and not more else ""
+            self._tried[key] = _Item(main, more, shown, left_out) if main else None
         return self._tried[key]
 
     def _draw_item(

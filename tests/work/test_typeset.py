@@ -99,6 +99,18 @@ def test_what_finds_no_room_is_named_whole() -> None:
     assert not any("…" in text for text in drawing.drawn)
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_running_text_that_finds_no_room_is_named(wide: bool) -> None:
+    """The heads alone stood on the picture, and nobody was told that half of the facts are missing."""
+    bodies = [f"{number} " + "more words " * 40 for number in range(3)]
+    items = ("Short: and good", *(f"Head {number}: {body}" for number, body in enumerate(bodies)))
+
+    drawing = _sheet(items, wide=wide)
+
+    assert drawing.left_out == tuple(map(typeset.tidy, bodies))
+    assert drawing.drawn[2:] == ("Short: And good", "Head 0", "Head 1", "Head 2")
+
+
 def test_words_that_fit_in_smaller_type_are_not_given_up_for_larger() -> None:
     """The running text was dropped beside an empty half of the picture, and a long word told to find no room."""
     items = (
