@@ -74,6 +74,40 @@ _LOOKALIKES = str.maketrans(
 _SURE_DOMAINS = "com|net|org|info|biz"
 # Words too, some of them: "Easy to clean.It has a lid" only lacks a space.
 _DOMAINS = "io|co|shop|store|online|site|app|dev|me|eu|de|fr|it|es|nl|pl|se|uk|us|ca|cn"
+_ADDRESS = (
+    r"https?://|www\.|(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.]+\b"
+    rf"|(?<![a-z0-9-])[a-z0-9-]{{2,}}\.(?:{_SURE_DOMAINS}|(?!(?-i:[A-Z][a-z]))(?:{_DOMAINS}))\b"
+)
+# Not every domain after a bare "dot": polka dots come as co-ord sets, and on net.
+_SPELT_OUT = (
+    r"\bwww[\s\[({]+(?:dot|punkt)\b"
+    r"|\w\s?[\[({]\s?(?:dot|punkt)\s?[\])}]\s?[a-z]{2}|\w\s?[\[({]\s?at\s?[\])}]\s?\w"
+    r"|\b\w{2,30}\s+(?:dot\s?com|dot\s+(?:org|biz|de|eu|fr|co\s+dot\s+uk)|punkt\s+(?:com|org|de|at|ch|eu))\b"
+    r"|\b\w{2,30}\s?\.\s?com\b"
+)
+# Digits alone make no telephone number: article numbers (an EAN has 13), years and sizes in a row are not.
+_BETWEEN = "[ ()/.-]{0,3}"
+_APART = r"(?<![\w.,/+-])"
+_NUMBERED = "".join(
+    rf"(?<!{name}{mark})"
+    for name in ("ean", "gtin", "upc", "isbn", "sku", "oem", "no", r"no\.", "nr", r"nr\.", "number", "model", "part",
+                 "item", "article", "code", "serial")
+    for mark in (" ", ": ")
+)  # fmt: skip
+_NO_MEASURE = r"(?![\w.,-]*\d)(?!\s?(?:[cm]?m|k?g|m?l|in|inch(?:es)?|ft)\b)"
+_TELEPHONE = "|".join((
+    # +49 170 1234567, 0049 170 1234567
+    rf"(?:(?<!\w)\+\(?[1-9]|{_APART}00(?=[1-9]\d{{0,2}}[ ()/.-]))(?:{_BETWEEN}\d){{7,}}",
+    # 0800 123 456, (030) 123 456, 01 23 45 67 89; in one piece 10 or 11 digits: UPC and GTIN have 12 to 14
+    rf"{_APART}{_NUMBERED}(?=\(?0[1-9])(?=(?:{_BETWEEN}\d){{9}})\(?\d{{2,6}}(?:[ ()/.-]{{1,3}}\d{{2,}})+",
+    rf"{_APART}{_NUMBERED}0[1-9]\d{{8,9}}(?!\w)",
+    # (555) 123-4567, 1-800-356-9377, 1-800-FLOWERS
+    rf"{_APART}(?:1[ .-]?)?(?:\([2-9]\d\d\)[ .-]?|[2-9]\d\d[ .-])\d{{3}}[ .-]\d{{4}}{_NO_MEASURE}",
+    rf"{_APART}1[ -]8(?:00|33|44|55|66|77|88)[ -](?-i:[A-Z]{{2}})",
+    # said to be one
+    (r"\b(?:call(?: us)?(?: at| on| now)?|dial|hotline|whatsapp|fax|tel(?:efon|ephone)?(?:\.? (?:no|nr|number))?"
+    rf"|(?:phone|mobile|cell)(?: (?:no|nr|number)| ?(?=:)))[ .:]{{1,4}}\+?\(?\d(?:{_BETWEEN}\d){{5,}}"),
+))  # fmt: skip
 _REMEDIES = "cures?|treats?|prevents?"
 # What is cured: without it, "prevents" is said of leaks and scratches, and "treats" of a dog's.
 _AILING = (
@@ -144,13 +178,14 @@ PATTERNS: tuple[Pattern, ...] = (
     ),
     Pattern(
         "contact",
-        re.compile(
-            # Nine digits make a telephone number, eight are "75-90 (30-35 in)".
-            r"https?://|www\.|(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.]+\b|\+?\d(?:[ ()-]*\d){8,}|\bQR[-\s]?codes?\b"
-            rf"|(?<![a-z0-9-])[a-z0-9-]{{2,}}\.(?:{_SURE_DOMAINS}|(?!(?-i:[A-Z][a-z]))(?:{_DOMAINS}))\b",
-            re.IGNORECASE,
-        ),
+        re.compile(f"{_ADDRESS}|{_SPELT_OUT}|{_TELEPHONE}|\\bQR[-\\s]?codes?\\b", re.IGNORECASE),
         "carry a link, an e-mail address, a phone number or a QR code",
+    ),
+    Pattern(
+        "contact",
+        re.compile(rf"{_APART}[5-9]\d\d([ .-])\d{{3}}\1\d{{3}}{_NO_MEASURE}"),
+        "carry what may be a phone number",
+        "warn",
     ),
     Pattern(
         "testimonial",

@@ -79,6 +79,64 @@ def test_honest_sentence_passes(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        "+49 170 1234567", "+49 (0)170 123 45 67", "+1 (555) 123-4567", "+1.555.123.4567", "0049 170 1234567",
+        "(555) 123-4567", "555-123-4567", "555.123.4567", "1-800-356-9377", "1 (800) 356-9377", "1-800-FLOWERS",
+        "1-800-GO-FEDEX", "0800 123 456", "0170/1234567", "01701234567", "030-123-4567", "020 7946 0958",
+        "01 23 45 67 89", "01.23.45.67.89", "Tel. 1234567", "Call us at 5551234", "Hotline: 123 456", "Phone: 5551234",
+        "WhatsApp 491701234567", "call 1 2 3 4 5 6 7",
+    ],
+)  # fmt: skip
+def test_telephone_number_is_found_in_every_spelling(text: str) -> None:
+    assert [("contact", "fail")] == [(finding.id, finding.severity) for finding in check_text(text)]
+
+
+@pytest.mark.parametrize("text", ["612 345 678", "600-123-456"])
+def test_nine_digits_in_threes_may_be_a_telephone_number(text: str) -> None:
+    """As Spain and Poland write them, and some catalogue numbers."""
+    assert [("contact", "warn")] == [(finding.id, finding.severity) for finding in check_text(text)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "EAN 4006381333931", "4006381333931", "GTIN 04006381333931", "UPC 036000291452", "ISBN 978-3-16-148410-0",
+        "ISBN 0306406152", "Part number 0123456789", "Replaces 123456789 and B07ABCD123", "OEM no. 030 115 561 AN",
+        "Fits 2019-2020 2021-2022", "Models 2015 2016 2017 2018", "1000 x 2000 x 300 mm", "1000 2000 300 mm",
+        "Sizes 36-37 38-39 40-41 42-43", "100-240 V, 50-60 Hz", "Lasts 100 000 000 strokes", "-20 to +40 °C",
+        "Phone 12 13 14 15 16 case", "Fits iPhone 11-12 13-14 15-16", "0-6 6-12 12-18 18-24 months", "Call bell",
+        "Serial 1234567890123456", "Weighs 0.5 1.0 1.5 2.0 kg",
+    ],
+)  # fmt: skip
+def test_digits_of_other_kinds_are_no_telephone_number(text: str) -> None:
+    assert () == check_text(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "www dot example dot com", "Find us at example dot com", "example (dot) com", "example [dot] shop",
+        "mail (at) example.org", "info [at] example dot de", "example dot co dot uk", "acme dotcom", "acme . com",
+        "acme. com", "beispiel punkt de", "WWW DOT ACME DOT NET",
+    ],
+)  # fmt: skip
+def test_spelt_out_address_is_a_link(text: str) -> None:
+    assert [("contact", "fail")] == [(finding.id, finding.severity) for finding in check_text(text)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A polka dot dress", "Polka dot co-ord set", "Swiss dot net fabric", "Red dot sight", "A dot commands attention",
+        "Look (at home) and rest", "Comes with a dot. Complete set",
+    ],
+)  # fmt: skip
+def test_dots_of_other_kinds_are_no_link(text: str) -> None:
+    assert () == check_text(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "Buy\u200b now",
         "Ｂｕｙ ｎｏｗ",
         "Buy\n\tnow",
