@@ -76,6 +76,17 @@ class AplusFacts(_Frozen):
         head, comma, _ = self.short_title.partition(", ")
         return head if comma and " " in head else self.short_title
 
+    def is_in_rows(self, point: Point) -> bool:
+        """True when the table of specifications says all that the point says."""
+        said = point.text.rstrip(".").lower()
+        same = any(
+            (row.label.lower(), row.value.rstrip(".").lower()) == (point.headline.lower(), said)
+            for row in self.rows
+        )
+        # The measures are a row each, and one sentence.
+        named = {f"{row.label} {row.value}".lower() for row in self.rows}
+        return same or all(part in named for part in said.split(", "))
+
     @property
     def traits(self) -> str:
         """What the short title says after the name: "750 ml, blue"; empty when it is all name."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from daemon.amazon.aplus_build import comparison_rows
-from daemon.amazon.aplus_draft import AplusFacts, Point, SpecRow, clean, end_sentence
+from daemon.amazon.aplus_draft import SHAPES, AplusFacts, Point, SpecRow, clean, end_sentence
 from daemon.amazon.aplus_limits import LIMITS, AplusModule
 from daemon.amazon.aplus_words import Words, capitalise
 from daemon.amazon.checks import Check
@@ -161,9 +161,18 @@ def plan_modules(facts: AplusFacts, *, has_photo: bool) -> tuple[AplusModule, ..
     several: AplusModule = (
         "STANDARD_THREE_IMAGE_TEXT" if len(facts.points) >= 3 else "STANDARD_SINGLE_SIDE_IMAGE"
     )
-    # A single point is told before a closing text could tell it.
-    closing: tuple[AplusModule, ...] = ("STANDARD_PRODUCT_DESCRIPTION",) if len(facts.points) > 1 else ()
+    closing: tuple[AplusModule, ...] = ("STANDARD_PRODUCT_DESCRIPTION",) if _has_closing(facts) else ()
     return ("STANDARD_HEADER_IMAGE_TEXT", several, "STANDARD_IMAGE_TEXT_OVERLAY", *tech, *closing)
+
+
+def _has_closing(facts: AplusFacts) -> bool:
+    """Whether the pictures and the table leave anything for a closing text to tell."""
+    if len(facts.rows) < MIN_ROWS:
+        return len(facts.points) > 1  # a single point is told before
+    beside = 3 if len(facts.points) >= 3 else 1
+    left = [point for point in facts.points if not facts.is_in_rows(point)][beside:]
+    overlay = sum(len(f"{point.headline}: {point.text}\n") for point in left)
+    return len(left) > 2 or overlay > SHAPES["STANDARD_IMAGE_TEXT_OVERLAY"].body
 
 
 def name_missing(module: AplusModule, facts: AplusFacts, *, has_photo: bool) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 else:
     drafts = later("daemon.amazon.aplus_draft")
 
-VERSION = "rules-3"
+VERSION = "rules-4"
 MIN_OVERVIEW, MAX_OVERVIEW = 2, 5
 OVERVIEW_NAME = 40  # characters; longer ones are read where they are told
 _SEPARATOR = " \u00b7 "
@@ -75,7 +75,10 @@ def write_draft(brief: drafts.AplusBrief) -> drafts.AplusDraft:
     for module in brief.modules:
         part = said.get(module, 0)
         said[module] = part + 1
-        task = _Task(module, brief.facts, words, part, untold, is_first=not any(m.blocks for m in modules))
+        task = _Task(
+            module, brief.facts, words, part, untold, is_first=not any(m.blocks for m in modules),
+            has_table="STANDARD_TECH_SPECS" in brief.modules,
+        )  # fmt: skip
         modules.append(_WRITERS.get(module, _write_nothing)(task))
         told = _sentences(modules[-1])
         untold = tuple(
@@ -102,6 +105,7 @@ class _Task:
     part: int
     untold: tuple[drafts.Point, ...]
     is_first: bool
+    has_table: bool
 
     @property
     def shape(self) -> drafts.Shape:
@@ -145,6 +149,13 @@ class _Task:
     def in_order(self, points: tuple[drafts.Point, ...]) -> list[drafts.Point]:
         """Features first, then specifications (a table shows them too), measures and contents last."""
         return sorted(points, key=lambda point: (self.is_closing(point), point.is_specification))
+
+    @property
+    def for_text(self) -> list[drafts.Point]:
+        """What is left for running text: not what the table shows, unless there is nothing else."""
+        points = self.in_order(self.untold)
+        own = [point for point in points if not (self.has_table and self.facts.is_in_rows(point))]
+        return own or points
 
     def next_points(self, least: int, most: int) -> list[drafts.Point]:
         """Points that were not told yet, or, when they are too few, the first ones again."""
@@ -254,7 +265,7 @@ def _write_specs_detail(task: _Task) -> drafts.ModuleDraft:
 
 def _write_text(task: _Task) -> drafts.ModuleDraft:
     """What it is, unless that was said before, and what was not told yet, one paragraph each."""
-    words, untold = task.words, [task.say(point) for point in task.in_order(task.untold)]
+    words, untold = task.words, [task.say(point) for point in task.for_text]
     has_headline = task.shape.headline > 0
     kind = task.facts.category
     category = drafts.end_sentence(f"{capitalise(words.category)}{words.colon}{kind}") if kind else ""

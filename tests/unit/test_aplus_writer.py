@@ -249,7 +249,7 @@ LAMP = Product(
 
 @pytest.mark.parametrize("product", [CHAIR, BOTTLE, LAMP], ids=["chair", "bottle", "lamp"])
 def test_no_sentence_stands_in_two_modules(product: Product) -> None:
-    """A shopper who reads on learns something new each time; the table apart, which lists what was said."""
+    """A shopper who reads on learns something new each time; nothing that the seller gave is lost."""
     facts = collect_facts(product, WORDS["en"]).facts
     brief = AplusBrief(facts=facts, modules=plan_modules(facts, has_photo=True))
 
@@ -259,7 +259,42 @@ def test_no_sentence_stands_in_two_modules(product: Product) -> None:
     assert len(set(sentences)) == len(sentences)
     for point in facts.points:
         if point.text:
-            assert any(point.text in body for body in bodies), point
+            assert any(point.text in body for body in bodies) or facts.is_in_rows(point), point
+
+
+@pytest.mark.parametrize("has_photo", [True, False], ids=["photo", "no photo"])
+@pytest.mark.parametrize("locale", ["en-US", "de-DE", "fr-FR"])
+@pytest.mark.parametrize("product", [CHAIR, BOTTLE], ids=["chair", "bottle"])
+def test_the_closing_text_does_not_repeat_the_table(product: Product, locale: str, has_photo: bool) -> None:
+    """Measures and contents stood in the table, and right below it again as sentences."""
+    facts = collect_facts(product, WORDS[locale[:2]]).facts
+    modules = plan_modules(facts, has_photo=has_photo)
+
+    written = write_draft(AplusBrief(facts=facts, modules=modules, locale=locale)).modules
+
+    closing = [module.blocks[0].body for module in written if module.module == "STANDARD_PRODUCT_DESCRIPTION"]
+    assert "STANDARD_TECH_SPECS" in modules
+    assert not any(point.text in "".join(closing) for point in facts.points if facts.is_in_rows(point))
+
+
+def test_a_closing_text_that_has_nothing_else_tells_what_the_table_tells() -> None:
+    product = Product(title="Desk lamp", brand="Lumo", bullets=("Cable: 1.8 m", "Bulb: E27"))
+    facts = collect_facts(product, WORDS["en"]).facts
+    brief = AplusBrief(facts=facts, modules=("STANDARD_TECH_SPECS", "STANDARD_PRODUCT_DESCRIPTION"))
+
+    closing = write_draft(brief).modules[-1].blocks[0].body
+
+    assert "Cable: 1.8 m." in closing
+
+
+def test_what_the_overlay_has_no_room_for_is_told_at_the_end() -> None:
+    long = [f"Feature {n}: " + f"words of it {n} " * 25 for n in range(5)]
+    facts = collect_facts(BOTTLE.model_copy(update={"bullets": tuple(long)}), WORDS["en"]).facts
+    brief = AplusBrief(facts=facts, modules=plan_modules(facts, has_photo=True))
+
+    told = write_draft(brief).model_dump_json()
+
+    assert all(point.text in told or facts.is_in_rows(point) for point in facts.points)
 
 
 @pytest.mark.parametrize("module", ["STANDARD_IMAGE_SIDEBAR", "STANDARD_SINGLE_IMAGE_HIGHLIGHTS"])
