@@ -89,10 +89,10 @@ def draw_dimensions(
     aspect = product.width / product.height
     foot, upright, depth = assign(measures, aspect)
     plan = _Lines(side, palette_of(product, wishes))
-    labels = {
-        name: plan.set_label(label(value, measures.unit)) for name, value in
+    labels = plan.set_labels({
+        name: label(value, measures.unit) for name, value in
         (("foot", foot), ("upright", upright), ("depth", depth)) if value is not None
-    }  # fmt: skip
+    })  # fmt: skip
     margin, gap = _MARGIN * side, _GAP * side
     # Columns beside the product: the upright line at the right, or at the left when the depth needs that side.
     column = gap + _LABEL_GAP * side + labels["upright"].width_px if upright is not None else 0
@@ -162,12 +162,18 @@ class _Lines:
         self._labels: list[tuple[_Label, float, float, Align]] = []
         self._gap = _GAP * side
 
-    def set_label(self, text: str) -> _Label:
-        """The label set as large as leaves the product most of the picture."""
-        own, other = (part.strip() for part in text.split("/"))
+    def set_labels(self, texts: dict[str, str]) -> dict[str, _Label]:
+        """The labels in one size, as large as leaves the product most of the picture."""
         size_px, least = round(_LABEL_PX * self.side), round(_LEAST_LABEL_PX * self.side)
-        while size_px > least and self._type.width(own, Weight.BOLD, size_px) > 0.18 * self.side:
+        while size_px > least and any(
+            self._type.width(_lines(text)[0], Weight.BOLD, size_px) > 0.18 * self.side
+            for text in texts.values()
+        ):
             size_px -= 1
+        return {name: self._set_label(text, size_px) for name, text in texts.items()}
+
+    def _set_label(self, text: str, size_px: int) -> _Label:
+        own, other = _lines(text)
         blocks = [
             Block((line,), weight, px, round(1.25 * px), round(self._type.width(line, weight, px)))
             for line, weight, px in (
@@ -244,6 +250,12 @@ class _Lines:
         self._labels.append((block, x, y, align))
         self.texts.append(block.text)
         self.boxes.append((round(left), round(y), round(left + block.width_px), round(y + block.height_px)))
+
+
+def _lines(text: str) -> tuple[str, str]:
+    """(in the seller's unit, in the other one) of a label."""
+    own, other = text.split(" / ")
+    return own, other
 
 
 def _arrow(x: float, y: float, angle: float, size: float) -> list[tuple[float, float]]:

@@ -219,3 +219,14 @@ def test_only_given_measures_are_drawn_and_none_touches_another(
     assert not any(_overlap(box, drawing.product_box) for box in boxes)
     assert not any(_overlap(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
     assert all(box[0] >= 0.02 * SIDE and box[2] <= 0.98 * SIDE and box[3] <= 0.98 * SIDE for box in boxes)
+
+
+def test_all_measures_of_a_picture_are_set_in_one_size() -> None:
+    """Beside "1234.56 mm" in small type "0.4 mm" stood in large, as if it were the one that counts."""
+    backdrop = Image.new("RGB", (SIDE, SIDE), (245, 245, 245))
+    measures = Measures(Decimal("1234.56"), Decimal("0.4"), Decimal(12), "mm")
+
+    drawing = dimensions.draw_dimensions(draw_product(), backdrop, measures)
+
+    heights = [bottom - top for _, top, _, bottom in drawing.label_boxes]
+    assert max(heights) - min(heights) <= 1  # places are rounded to pixels
