@@ -16,6 +16,7 @@ from daemon.amazon.aplus_limits import LIMITS, AplusModule
 from daemon.amazon.aplus_words import Words, capitalise
 from daemon.amazon.checks import Check
 from daemon.amazon.policy import check_text
+from daemon.handlers.wording import take_off_marks
 from daemon.payloads import Dimensions, Product
 
 SHORT_TITLE = 70  # the tightest headline, that of the overlay
@@ -25,9 +26,6 @@ ROW_VALUE = 500
 MAX_ROWS = 16
 MIN_ROWS = 4
 LABELLED_BULLETS = 'bullets like "Material: oak"'
-# "- 20 °C" keeps its sign.
-_ORNAMENT = re.compile(r"^(?:[•‣·*\u2013\u2014-]+\s+(?!\d)|[\u2500-\u2bff\ufe0f\U0001f000-\U0001faff]\s*)+")
-_BRACKETED = re.compile(r"^[\u3010\[]([^\u3011\]]{2,60})[\u3011\]]\s*[:\u2013\u2014-]?\s*(?=\S)")
 _LABELLED = re.compile(r"^([^:\u2013\u2014]{2,60}?)(?::\s+|\s+[\u2013\u2014-]\s+)(\S.*)$")
 
 POINTS_NEEDED: dict[AplusModule, int] = {
@@ -107,7 +105,7 @@ def collect_facts(product: Product, words: Words) -> CollectedFacts:
 
 def read_point(bullet: str) -> Point:
     """A bullet as headline and sentence: at its label when it has one, else as it is; without its ornament."""
-    bullet = _BRACKETED.sub(r"\1: ", _ORNAMENT.sub("", bullet)) or bullet
+    bullet = take_off_marks(bullet)
     labelled = _LABELLED.match(bullet)
     if labelled:
         label, rest = labelled.groups()

@@ -5,6 +5,7 @@ A refused text is left out and told as a warning; a picture that would have noth
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from daemon.imaging.typeset import require_drawable, tidy
 from daemon.payloads import Product, Slot
 
 BOX_HEADING = "In the box"  # the only words on any picture that are not the seller's
+# "- 20 °C" keeps its sign.
+_ORNAMENT = re.compile(r"^(?:[•‣·*\u2013\u2014-]+\s+(?!\d)|[\u2500-\u2bff\ufe0f\U0001f000-\U0001faff]\s*)+")
+_BRACKETED = re.compile(r"^[\u3010\[]([^\u3011\]]{2,60})[\u3011\]]\s*[:\u2013\u2014-]?\s*(?=\S)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +40,12 @@ def word_picture(slot: Slot, product: Product) -> Wording:
         brand = product.brand or ""
         # Most titles begin with the brand: it is not said twice, one line above the other.
         is_said = product.title.casefold().startswith(brand.casefold())
-        field, texts, overline = "bullets", product.bullets, "" if is_said else brand
+        field, given, overline = "bullets", product.bullets, "" if is_said else brand
     elif slot == "in_the_box":
-        field, texts, overline = "in_the_box", product.in_the_box, BOX_HEADING
+        field, given, overline = "in_the_box", product.in_the_box, BOX_HEADING
     else:
         return Wording("", "", (), ())
+    texts = [take_off_marks(text) for text in given]
     named = [("product.title", product.title), ("product.brand", overline)]
     named += [(f"product.{field}[{i}]", text) for i, text in enumerate(texts)]
     require_drawable(named)
@@ -56,6 +61,11 @@ def word_picture(slot: Slot, product: Product) -> Wording:
             data={"checks": [check.as_json() for check in checks]},
         )
     return Wording(title, _accept(overline, "/product/brand", checks), shown, tuple(checks))
+
+
+def take_off_marks(text: str) -> str:
+    """A pasted bullet without its list mark; "【Label】words" as "Label: words"."""
+    return _BRACKETED.sub(r"\1: ", _ORNAMENT.sub("", text)) or text
 
 
 def report_left_out(texts: Sequence[str]) -> list[Check]:

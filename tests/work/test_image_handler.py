@@ -13,8 +13,9 @@ import pytest
 from daemon.errors import Fate, Lost, ProviderError, Reject, Retry
 from daemon.handlers import HANDLERS
 from daemon.handlers.context import Asset, Providers
+from daemon.handlers.wording import word_picture
 from daemon.imaging import codec, provenance
-from daemon.payloads import ImageInput, PingInput, Product
+from daemon.payloads import ImageInput, PingInput, Product, Slot
 from daemon.providers import offline_paint
 from daemon.providers.offline_cutout import OfflineCutout
 from daemon.providers.offline_paint import OfflinePaint
@@ -373,6 +374,21 @@ async def test_forbidden_callout_is_left_out_and_reported() -> None:
 
     told = [check for check in result["checks"] if check.get("pointer") == "/product/bullets/3"]
     assert [(check["rule"], check["outcome"]) for check in told] == [("policy.price", "warn")]
+
+
+@pytest.mark.parametrize("slot", ["infographic", "in_the_box"])
+def test_list_marks_of_pasted_facts_are_taken_off(slot: Slot) -> None:
+    """A tick before each bullet, as half of Amazon has it, refused the whole pack: the font draws no emoji."""
+    pasted = ("✅ Strong legs: carry 120 kg", "【Easy to clean】goes into the dishwasher", "• Felt pads")
+    product = Product(title="Chair", bullets=pasted, in_the_box=pasted)
+
+    words = word_picture(slot, product)
+
+    assert (
+        "Strong legs: carry 120 kg",
+        "Easy to clean: goes into the dishwasher",
+        "Felt pads",
+    ) == words.items
 
 
 @pytest.mark.parametrize(
