@@ -36,6 +36,7 @@ from daemon.payloads import ImageInput, PhotoRef
 
 STAGES = ("photo", "paint", "draw", "check", "save")
 _MAX_ENLARGEMENT = 2.0  # beyond this a product looks soft in the zoom
+_MAX_SOFT_ENLARGEMENT = 4.0  # and beyond this blurred in the listing itself
 _MAX_BACKDROP_EDGES = 0.02  # share of the area; an empty backdrop has a third of it at most
 _MAX_BACKDROP_OUTLINES = 0.004  # the same of what ends within the frame; an empty backdrop has none
 _BY_CODE = "backdrop drawn by code"
@@ -216,12 +217,15 @@ def _decode_painted(painted: Painted) -> codec.Picture:
 
 def _check_enlargement(product: Image.Image, size_px: int) -> Check:
     """Warn when the product's own pixels had to be stretched far."""
-    factor = 0.90 * size_px / max(trim(product).size)
-    soft = factor > _MAX_ENLARGEMENT
-    detail = (
-        "The photo is small: the product looks soft in the zoom." if soft else "The photo is large enough."
-    )
-    return Check("enlargement", "warn" if soft else "pass", round(factor, 2), _MAX_ENLARGEMENT, detail)
+    own_px = max(trim(product).size)
+    factor = 0.90 * size_px / own_px
+    if factor <= _MAX_ENLARGEMENT:
+        return Check("enlargement", "pass", round(factor, 2), _MAX_ENLARGEMENT, "The photo is large enough.")
+    looks = "soft in the zoom" if factor <= _MAX_SOFT_ENLARGEMENT else "blurred, which Amazon refuses"
+    return Check(
+        "enlargement", "warn", round(factor, 2), _MAX_ENLARGEMENT,
+        f"The product has {own_px} px in the photo; enlarged {factor:.1f} times it looks {looks}. Use a larger photo.",
+    )  # fmt: skip
 
 
 def _judge_backdrop(picture: Image.Image) -> Check | None:

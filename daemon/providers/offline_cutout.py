@@ -70,7 +70,8 @@ def _cut_out(photo: bytes) -> CutoutAnswer:
     if not found.is_sure:
         raise ProviderError(
             "The product could not be cut out of this photo reliably. "
-            f"{found.reasons[0]} Take the photo on a plain, evenly lit background, with space on all sides.",
+            f"{found.reasons[0]} Take the photo on a plain, evenly lit background of another colour than the product, "
+            "with space on all sides.",
             provider="offline",
             fate=Fate.PERMANENT,
             code="cutout_unreliable",

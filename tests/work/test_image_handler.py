@@ -434,12 +434,40 @@ async def test_product_that_runs_out_of_the_photo_is_reported() -> None:
     assert outcomes["whole_product_in_photo"] == "warn"
 
 
+async def test_tiny_photo_is_told_to_come_out_blurred() -> None:
+    """Of a product of 58 px, enlarged 34 times, only softness "in the zoom" was told."""
+    tiny = as_png(draw_product(50, 60, margin=20))
+    ctx = _context(
+        "main", providers=Providers(CutoutServer(tiny), OfflinePaint(), OfflineText()), size_px=2000
+    )
+
+    result = await _make(ctx)
+
+    (told,) = [check for check in result["checks"] if check["rule"] == "enlargement"]
+    assert ("warn", 30.0) == (told["outcome"], told["measured"])
+    assert "60 px" in told["detail"]
+    assert "blurred" in told["detail"]
+
+
 def _pale(shade: int, rim: int = 0) -> bytes:
     """A cut-out of one near white; rim: how many of its upper rows are darker, as a white mug's shaded mouth."""
     rgba = np.zeros((600, 500, 4), np.uint8)
     rgba[100:500, 100:400] = (shade, shade, shade, 255)
     rgba[100 : 100 + rim, 100:400, :3] = 180
     return codec.encode_png(rgba)
+
+
+async def test_white_product_on_white_is_advised_another_background() -> None:
+    """The advice, a plain background, was what the seller of a white mug had done already."""
+    ctx = _context("main")
+    ctx.world.photos = dict.fromkeys(
+        ctx.world.photos, codec.encode_jpeg(np.full((900, 900, 3), 254, np.uint8))
+    )
+
+    with pytest.raises(ProviderError) as refused:
+        await _make(ctx)
+
+    assert "background of another colour than the product" in refused.value.message
 
 
 async def test_product_blown_out_to_white_is_refused_for_what_it_is() -> None:
