@@ -191,11 +191,16 @@ def flatten_on_white(picture: Picture) -> Picture:
         return picture
     flat = np.empty((*picture.shape[:2], 3), dtype=np.uint8)
     # Band by band: a whole 40 MP picture in floats took 1.2 GB.
-    for top in range(0, len(picture), _BAND_ROWS):
-        band = picture[top : top + _BAND_ROWS]
-        alpha = band[..., 3:].astype(np.float32) / 255
-        flat[top : top + _BAND_ROWS] = band[..., :3] * alpha + 255 * (1 - alpha) + 0.5
+    for rows in bands(len(picture)):
+        alpha = picture[rows, :, 3:].astype(np.float32) / 255
+        flat[rows] = picture[rows, :, :3] * alpha + 255 * (1 - alpha) + 0.5
     return flat
+
+
+def bands(height_px: int) -> Iterator[slice]:
+    """The rows of a picture, a few at a time: work in floats on all of them at once takes gigabytes."""
+    for top in range(0, height_px, _BAND_ROWS):
+        yield slice(top, min(top + _BAND_ROWS, height_px))
 
 
 def has_alpha(picture: Picture) -> bool:
@@ -365,17 +370,16 @@ def _to_srgb(image: Image.Image) -> Picture:
         mode = "RGB"
     transform = _find_transform(image.info.get("icc_profile"), mode)
     picture = np.empty((image.height, image.width, 4 if is_clear else 3), dtype=np.uint8)
-    for top in range(0, image.height, _BAND_ROWS):
-        bottom = min(top + _BAND_ROWS, image.height)
-        band = image.crop((0, top, image.width, bottom))
+    for rows in bands(image.height):
+        band = image.crop((0, rows.start, image.width, rows.stop))
         if is_grey_16:  # Pillow's own conversion clips instead of scaling
             band = Image.fromarray((np.asarray(band).astype(np.uint32) >> 8).astype(np.uint8))
         if is_clear:
             band = band.convert("RGBA")
-            picture[top:bottom, :, 3] = np.asarray(band.getchannel("A"))
+            picture[rows, :, 3] = np.asarray(band.getchannel("A"))
         band = band.convert(mode)
         changed = ImageCms.applyTransform(band, transform) if transform else None
-        picture[top:bottom, :, :3] = np.asarray(changed or band.convert("RGB"))
+        picture[rows, :, :3] = np.asarray(changed or band.convert("RGB"))
     return picture
 
 

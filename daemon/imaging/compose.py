@@ -6,6 +6,7 @@ Pictures are PIL images: cut-outs RGBA with straight alpha, finished pictures RG
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -142,7 +143,19 @@ def to_float(picture: Image.Image) -> FloatPicture:
 
 def to_image(picture: FloatPicture) -> Image.Image:
     """The picture as RGB, clipped to 0..1 first."""
-    return Image.fromarray(np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8))
+    pixels = np.empty(picture.shape, dtype=np.uint8)
+    for rows in codec.bands(len(picture)):
+        pixels[rows] = np.rint(np.clip(picture[rows], 0, 1) * 255)
+    return Image.fromarray(pixels)
+
+
+def shade(picture: Image.Image, light: FloatMask) -> Image.Image:
+    """The picture, RGB, times the light that falls on each pixel (1 = all of it)."""
+    pixels = np.array(picture.convert("RGB"))
+    for rows in codec.bands(len(pixels)):
+        lit = pixels[rows] / np.float32(255) * light[rows, :, None]
+        pixels[rows] = np.rint(np.clip(lit, 0, 1) * 255)
+    return Image.fromarray(pixels)
 
 
 def blur(array: npt.NDArray[np.float32], sigma_px: float) -> npt.NDArray[np.float32]:
@@ -162,11 +175,16 @@ def blur(array: npt.NDArray[np.float32], sigma_px: float) -> npt.NDArray[np.floa
 
 def _sharpen(product: Image.Image, *, sigma_px: float, amount: float) -> Image.Image:
     """Unsharp mask that knows alpha: what is outside the product does not ring into its edge."""
-    pixels = np.asarray(product, dtype=np.float32)
-    colour, alpha = pixels[..., :3], pixels[..., 3:] / 255
-    weight = cv2.GaussianBlur(alpha, (0, 0), sigma_px)[..., None]
-    smooth = cv2.GaussianBlur(colour * alpha, (0, 0), sigma_px) / np.maximum(weight, 1e-3)
-    solid = np.where(pixels[..., 3:] >= _SOLID_ALPHA, 1.0, 0.0)
-    sharp = colour + amount * solid * (colour - smooth)
-    merged = np.concatenate([np.clip(sharp, 0, 255), pixels[..., 3:]], axis=2)
-    return Image.fromarray(np.rint(merged).astype(np.uint8))
+    pixels = np.asarray(product)
+    sharp = pixels.copy()
+    margin = math.ceil(4 * sigma_px) + 1  # as far as the blur reaches
+    for rows in codec.bands(len(pixels)):
+        top = max(0, rows.start - margin)
+        part = pixels[top : rows.stop + margin].astype(np.float32)
+        own = slice(rows.start - top, rows.stop - top)
+        colour, alpha = part[..., :3], part[..., 3:] / 255
+        weight = cv2.GaussianBlur(alpha, (0, 0), sigma_px)[own, :, None]
+        smooth = cv2.GaussianBlur(colour * alpha, (0, 0), sigma_px)[own] / np.maximum(weight, 1e-3)
+        solid = part[own, :, 3:] >= _SOLID_ALPHA
+        sharp[rows, :, :3] = np.rint(np.clip(colour[own] + amount * solid * (colour[own] - smooth), 0, 255))
+    return Image.fromarray(sharp)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from daemon.imaging import codec
 from daemon.imaging.colours import palette_of
 from daemon.imaging.compose import FloatMask, blur, trim
 
@@ -120,6 +122,13 @@ def _window_means(values: FloatMask, width: int, height: int) -> npt.NDArray[np.
 
 
 def _crispen(picture: Image.Image, *, sigma_px: float) -> Image.Image:
-    pixels = np.asarray(picture, dtype=np.float32)
-    sharp = pixels + 0.5 * (pixels - blur(pixels, sigma_px))
-    return Image.fromarray(np.rint(np.clip(sharp, 0, 255)).astype(np.uint8))
+    pixels = np.asarray(picture)
+    crisp = np.empty_like(pixels)
+    margin = math.ceil(4 * sigma_px) + 1  # as far as the blur reaches
+    for rows in codec.bands(len(pixels)):
+        top = max(0, rows.start - margin)
+        part = pixels[top : rows.stop + margin].astype(np.float32)
+        own = slice(rows.start - top, rows.stop - top)
+        sharp = part[own] + 0.5 * (part[own] - blur(part, sigma_px)[own])
+        crisp[rows] = np.rint(np.clip(sharp, 0, 255))
+    return Image.fromarray(crisp)

@@ -15,7 +15,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from PIL import Image, ImageDraw
 
 from daemon.imaging.colours import Palette, palette_of
-from daemon.imaging.compose import Placed, alpha_on_canvas, place, to_float, to_image, trim
+from daemon.imaging.compose import Placed, alpha_on_canvas, place, shade, trim
 from daemon.imaging.shadows import shade_ground
 from daemon.imaging.typeset import Align, Block, Typesetter, Weight
 
@@ -271,7 +271,7 @@ def _stand(backdrop: Image.Image, placed: Placed) -> Image.Image:
     """The product on the backdrop with only a faint contact shadow: nothing may look like a measure."""
     alpha = alpha_on_canvas(placed, backdrop.width, backdrop.height)
     contact, _ = shade_ground(alpha)
-    canvas = to_image(to_float(backdrop) * (1 - 0.40 * contact)[..., None])
+    canvas = shade(backdrop, 1 - 0.40 * contact)
     canvas.paste(placed.product, (placed.x, placed.y), placed.product)
     return canvas
 

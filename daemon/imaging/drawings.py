@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from daemon.imaging.colours import Palette, palette_of
-from daemon.imaging.compose import Placed, alpha_on_canvas, place, to_float, to_image, trim
+from daemon.imaging.compose import Placed, alpha_on_canvas, place, shade, trim
 from daemon.imaging.shadows import shade_ground
 from daemon.imaging.typeset import Block, Typesetter, Weight, tidy
 
@@ -301,6 +301,6 @@ def _stand(backdrop: Image.Image, placed: Placed, *, light_from_left: bool) -> I
     """The product on the backdrop with a soft shadow at its foot."""
     alpha = alpha_on_canvas(placed, backdrop.width, backdrop.height)
     contact, cast = shade_ground(alpha, light_from_left=light_from_left, reach=0.40, rise=0.10)
-    canvas = to_image(to_float(backdrop) * (1 - 0.50 * contact - 0.22 * cast * (1 - contact))[..., None])
+    canvas = shade(backdrop, 1 - 0.50 * contact - 0.22 * cast * (1 - contact))
     canvas.paste(placed.product, (placed.x, placed.y), placed.product)
     return canvas

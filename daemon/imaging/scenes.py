@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from daemon.imaging import surfaces
+from daemon.imaging import codec, surfaces
 from daemon.imaging.colours import RGB, Palette, from_lch, palette_of, to_lch
 from daemon.imaging.compose import (
     FloatMask,
@@ -96,10 +96,13 @@ def paint_sweep(palette: Palette, width: int, height: int) -> FloatPicture:
     )
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-    away = np.clip(np.sqrt((0.8 * x) ** 2 + (0.9 * (y + 0.15)) ** 2) - 0.25, 0, 1.2) / 1.2
-    floor = 1 / (1 + np.exp(-(y - 0.42) * 9)) * 0.35
-    share = np.clip(away**1.4 * 0.9 + floor, 0, 1)[..., None]
-    return np.asarray(ground * (1 - share) + panel * share, dtype=np.float32)
+    sweep = np.empty((height, width, 3), dtype=np.float32)
+    for rows in codec.bands(height):
+        away = np.clip(np.sqrt((0.8 * x) ** 2 + (0.9 * (y[rows] + 0.15)) ** 2) - 0.25, 0, 1.2) / 1.2
+        floor = 1 / (1 + np.exp(-(y[rows] - 0.42) * 9)) * 0.35
+        share = np.clip(away**1.4 * 0.9 + floor, 0, 1)[..., None]
+        sweep[rows] = ground * (1 - share) + panel * share
+    return sweep
 
 
 def turn_product(product: Image.Image, turn: float) -> Image.Image:

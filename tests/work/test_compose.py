@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -146,6 +147,38 @@ def test_a_large_product_is_turned_at_the_size_it_is_shown_at() -> None:
 
     assert (300, 300) == picture.size
     assert peak_bytes < 4 * large.width * large.height
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        pytest.param(lambda side: compose.place_on_white(draw_product(), side), id="white"),
+        pytest.param(lambda side: scenes.paint_sweep(palette_of(draw_product()), side, side), id="sweep"),
+        pytest.param(lambda side: detail.crop_detail(draw_product(), side), id="close-up"),
+        pytest.param(
+            lambda side: compose.to_image(np.broadcast_to(np.float32(0.5), (side, side, 3))), id="to_image"
+        ),
+        pytest.param(
+            lambda side: compose.shade(
+                Image.new("RGB", (side, side)), np.full((side, side), 0.5, np.float32)
+            ),
+            id="shade",
+        ),
+    ],
+)
+def test_a_large_picture_is_drawn_in_little_more_than_its_own_size(work: Callable[[int], object]) -> None:
+    """A picture of 4000 px took 1.4 GB of floats, for a photo of any size."""
+    side = 2000
+    work(100)  # what is loaded and kept at the first use
+
+    tracemalloc.start()
+    try:
+        work(side)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak_bytes < 1.25 * side * side * 3 * 4  # one picture in floats
 
 
 def test_close_up_shows_the_worked_part_of_the_product() -> None:
