@@ -35,7 +35,7 @@ _SEPARATORS = (": ", " \u2013 ", " \u2014 ", " - ")
 @dataclass(frozen=True, slots=True)
 class Drawing:
     """picture: RGB square; drawn: the texts that stand on it, as drawn; left_out: texts that found no room;
-    text_boxes: heading and list; product_box: never overlaps them; min_text_px: smallest type used.
+    text_boxes: heading and list; product_box: never overlaps them; type_px: the size of each text's type, in order.
     """
 
     picture: Image.Image
@@ -43,7 +43,7 @@ class Drawing:
     left_out: tuple[str, ...]
     text_boxes: tuple[Box, ...]
     product_box: Box
-    min_text_px: int
+    type_px: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def draw_sheet(
         left_out=(*unset, *bodies, *plan.missed, *items[max_items:]),
         text_boxes=boxes,
         product_box=(plan.placed.x, plan.placed.y, plan.placed.right, plan.placed.bottom),
-        min_text_px=min((block.size_px for block in blocks), default=0),
+        type_px=tuple(block.size_px for block in blocks),
     )
 
 
@@ -164,9 +164,9 @@ class _Sheet:
         x = round(min(_COLUMN_X, max(_LEAST_COLUMN_X, slender)) * side)
         width = side - self.margin - x
         heading = self._set_heading(title, overline, width, (0.24 if len(items) <= 3 else 0.17) * side)
-        above = heading.height_px + round(_UNDER_HEADING * side)
+        above = heading.height_px + round(_UNDER_HEADING * side) if heading.height_px else 0
         room = side - 2 * self.margin - above
-        chosen, missed = self._set_items(items, width - self.indent, room)
+        chosen, missed = self._set_items(items, width - self.indent, room, heading)
         free = room - sum(item.height_px for item in chosen)
         gap = min(0.055 * side, free / max(1, len(chosen)))
         total = above + sum(item.height_px for item in chosen) + gap * max(0, len(chosen) - 1)
@@ -187,7 +187,7 @@ class _Sheet:
         gutter, row_gap = round(0.05 * side), 0.032 * side
         column = (inner - gutter) // 2
         heading = self._set_heading(title, overline, inner, 0.125 * side)
-        chosen, missed = self._set_items(items, column - self.indent, 0.36 * side, columns=2)
+        chosen, missed = self._set_items(items, column - self.indent, 0.36 * side, heading, columns=2)
         heights = _row_heights(chosen, 2)
         list_h = sum(heights) + row_gap * max(0, len(heights) - 1)
         y, placed_items = side - self.margin - list_h, []
@@ -211,17 +211,19 @@ class _Sheet:
         if heading.title:
             self.type_.draw(pen, heading.title, x, y, palette.ink)
             y += heading.title.height_px
-        rule_y = round(y + 0.02 * self.side)
-        rule_end = round(rule_y + max(2, 0.0035 * self.side))
-        pen.rectangle((round(x), rule_y, round(x + 0.075 * self.side), rule_end), palette.accent)
+        boxes: list[Box] = []
+        if heading.height_px:
+            rule_y = round(y + 0.02 * self.side)
+            rule_end = round(rule_y + max(2, 0.0035 * self.side))
+            pen.rectangle((round(x), rule_y, round(x + 0.075 * self.side), rule_end), palette.accent)
+            boxes.append((round(x), round(plan.heading_y), round(x + plan.text_width), rule_end))
         for number, (item, item_x, item_y) in enumerate(plan.items, 1):
             self._draw_item(pen, item, item_x, item_y, palette, number)
-        top = (round(x), round(plan.heading_y), round(x + plan.text_width), rule_end)
-        if not plan.items:
-            return (top,)
-        first_x, first_y = min(i[1] for i in plan.items), min(i[2] for i in plan.items)
-        last_y = max(i[2] + i[0].height_px for i in plan.items)
-        return top, (round(first_x), round(first_y), round(first_x + plan.text_width), round(last_y))
+        if plan.items:
+            first_x, first_y = min(i[1] for i in plan.items), min(i[2] for i in plan.items)
+            last_y = max(i[2] + i[0].height_px for i in plan.items)
+            boxes.append((round(first_x), round(first_y), round(first_x + plan.text_width), round(last_y)))
+        return tuple(boxes)
 
     def _set_heading(self, title: str, overline: str, width: float, height: float) -> _Heading:
         side = self.side
@@ -232,16 +234,19 @@ class _Sheet:
         return _Heading(over, main, round(0.006 * side))
 
     def _set_items(
-        self, items: Sequence[str], width: float, room: float, columns: int = 1
+        self, items: Sequence[str], width: float, room: float, heading: _Heading, columns: int = 1
     ) -> tuple[list[_Item], tuple[str, ...]]:
         """As many items as fit the room, each whole, with as many running texts as fit then, the type as large as
-        that allows; and the items left out.
+        that allows but no larger than the title; and the items left out.
         """
+        largest = heading.title.size_px if heading.title else self.side
+        *larger, smallest = _HEAD_SIZES
+        sizes = (*(size for size in larger if round(size * self.side) <= largest), smallest)
         best: tuple[tuple[int, int], list[_Item], tuple[str, ...]] = (0, 0), [], tuple(items)
         everything = len(items), sum(split_fact(text)[0] != "" for text in items)
         for count in range(len(items), 0, -1):
             for with_body in (True, False):
-                for size in _HEAD_SIZES:
+                for size in sizes:
                     if best[0] == everything or best[0][0] > count:
                         break
                     chosen, missed = self._set_all(items[:count], width, size, with_body=with_body)

@@ -16,10 +16,12 @@ from tests.work.products import draw_product
 SIDE = 800
 
 
-def _sheet(items: tuple[str, ...], *, title: str = "Stoneware mug", wide: bool = False) -> drawings.Drawing:
+def _sheet(
+    items: tuple[str, ...], *, title: str = "Stoneware mug", overline: str = "Verdana", wide: bool = False
+) -> drawings.Drawing:
     product = draw_product(500, 160) if wide else draw_product()
     backdrop = Image.new("RGB", (SIDE, SIDE), (245, 245, 245))
-    return drawings.draw_sheet(product, backdrop, title=title, items=items, overline="Verdana")
+    return drawings.draw_sheet(product, backdrop, title=title, items=items, overline=overline)
 
 
 def _overlap(one: drawings.Box, other: drawings.Box) -> bool:
@@ -86,7 +88,26 @@ def test_words_and_product_never_overlap(count: int, wide: bool) -> None:
 def test_type_stays_legible() -> None:
     drawing = _sheet(tuple("Word " * 30 for _ in range(6)))
 
-    assert drawing.min_text_px >= 0.0165 * SIDE
+    assert min(drawing.type_px) >= 0.0165 * SIDE
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_heading_without_words_leaves_no_rule_behind(wide: bool) -> None:
+    """A title of one endless word was left out, and a rule stood alone above the list."""
+    drawing = _sheet(("Short and good",), wide=wide, title="W" * 120, overline="")
+
+    assert drawing.left_out == ("W" * 120,)
+    assert 1 == len(drawing.text_boxes)
+
+
+def test_the_title_is_never_smaller_than_the_facts_below_it() -> None:
+    """A title of a search engine's words stood in small type over heads twice as large."""
+    items = tuple(f"Feature {n}: " + "more words " * 12 for n in range(6))
+
+    drawing = _sheet(items, title="A title that goes on " * 9)
+
+    _, title_px, *items_px = drawing.type_px
+    assert title_px >= max(items_px)
 
 
 def test_what_finds_no_room_is_named_whole() -> None:
@@ -138,7 +159,7 @@ def test_a_slender_product_leaves_its_room_to_larger_type() -> None:
         for width in (90, 400)
     )
 
-    assert slender.min_text_px > stout.min_text_px
+    assert min(slender.type_px) > min(stout.type_px)
     assert slender.text_boxes[0][0] > slender.product_box[2]
 
 
