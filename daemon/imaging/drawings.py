@@ -105,7 +105,7 @@ def draw_sheet(
     """The product large on one side, the title and a list of facts on the other.
 
     An upright product stands left of the list, a broad one above it. A list that does not fit loses its
-    running text first ("Head: more words" keeps its head), then its last items.
+    running text first ("Head: more words" keeps its head), from the last item on, then its last items.
 
     Shapes: cutout RGBA; backdrop RGB square, whose side is the picture's.
     """
@@ -245,11 +245,11 @@ class _Sheet:
         best: tuple[tuple[int, int], list[_Item], tuple[str, ...]] = (0, 0), [], tuple(items)
         everything = len(items), sum(split_fact(text)[0] != "" for text in items)
         for count in range(len(items), 0, -1):
-            for with_body in (True, False):
+            for bodies in range(count, -1, -1):
                 for size in sizes:
-                    if best[0] == everything or best[0][0] > count:
+                    if best[0] == everything or best[0] >= (count, bodies):
                         break
-                    chosen, missed = self._set_all(items[:count], width, size, with_body=with_body)
+                    chosen, missed = self._set_all(items[:count], width, size, bodies=bodies)
                     heights = _row_heights(chosen, columns)
                     needed = sum(heights) + 0.026 * self.side * max(0, len(heights) - 1)
                     kept = len(chosen), sum(item.body is not None for item in chosen)
@@ -258,10 +258,15 @@ class _Sheet:
         return best[1], best[2]
 
     def _set_all(
-        self, items: Sequence[str], width: float, size: float, *, with_body: bool
+        self, items: Sequence[str], width: float, size: float, *, bodies: int
     ) -> tuple[list[_Item], tuple[str, ...]]:
-        """All items at one size; those that cannot be set so are missed."""
-        tried = [(text, self._set_item(text, width, size, with_body=with_body)) for text in items]
+        """All items at one size, the first of them (`bodies`) with their running text; those that cannot be set so
+        are missed.
+        """
+        tried = [
+            (text, self._set_item(text, width, size, with_body=number < bodies))
+            for number, text in enumerate(items)
+        ]
         return [item for _, item in tried if item], tuple(text for text, item in tried if not item)
 
     def _set_item(self, text: str, width: float, size: float, *, with_body: bool) -> _Item | None:

@@ -132,6 +132,18 @@ def test_running_text_that_finds_no_room_is_named(wide: bool) -> None:
     assert drawing.drawn[2:] == ("Short: And good", "Head 0", "Head 1", "Head 2")
 
 
+def test_running_text_is_kept_for_as_many_facts_as_have_room() -> None:
+    """When not all of it found room, all of it was dropped, and half of the picture stood empty."""
+    body = "Words that say at some length what it is good for, at home and on the way, in rain and in shine"
+    items = tuple(f"Feature number {n}: {body}" for n in range(6))
+
+    drawing = _sheet(items, title="A title that goes on " * 9)
+
+    kept = 6 - len(drawing.left_out)
+    assert 0 < kept < 6
+    assert drawing.drawn[2:] == (*items[:kept], *(item.split(":")[0] for item in items[kept:]))
+
+
 def test_words_that_fit_in_smaller_type_are_not_given_up_for_larger() -> None:
     """The running text was dropped beside an empty half of the picture, and a long word told to find no room."""
     items = (
