@@ -295,8 +295,10 @@ class _Sheet:
             mark = Block((str(number),), Weight.BOLD, item.head.size_px, item.head.line_px, self.indent)
             self.type_.draw(pen, mark, x, y, palette.accent)
         else:
-            middle, radius = y + item.head.line_px / 2, max(2.0, 0.0052 * self.side)
-            pen.ellipse((x, middle - radius, x + 2 * radius, middle + radius), palette.accent)
+            # At whole pixels: PIL smooths nothing, and parts of pixels make eggs of discs.
+            wide = max(4, round(0.0104 * self.side))
+            left, top = round(x), round(y + (item.head.line_px - wide) / 2)
+            pen.ellipse((left, top, left + wide, top + wide), palette.accent)
         self.type_.draw(pen, item.head, x + self.indent, y, palette.ink)
         if item.body:
             below = y + item.head.height_px + item.gap_px

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -108,6 +109,24 @@ def test_the_title_is_never_smaller_than_the_facts_below_it() -> None:
 
     _, title_px, *items_px = drawing.type_px
     assert title_px >= max(items_px)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_list_marks_are_round(count: int) -> None:
+    """Drawn at parts of pixels they came out as eggs, each of another shape."""
+    items = tuple(f"Quality number {n}: a few more words about it" for n in range(count))
+    drawing = _sheet(items)
+
+    left, top, _, bottom = drawing.text_boxes[1]
+    strip = np.asarray(drawing.picture.convert("L"))[top:bottom, left - 1 : left + 15] < 180
+    marked = np.flatnonzero(strip.any(axis=1))
+    marks = [
+        strip[rows[0] : rows[-1] + 1] for rows in np.split(marked, np.flatnonzero(np.diff(marked) > 1) + 1)
+    ]
+    trimmed = [mark[:, mark.any(axis=0)] for mark in marks]
+
+    assert count == len(trimmed)
+    assert all(np.array_equal(mark, mark.T) and np.array_equal(mark, mark[::-1]) for mark in trimmed)
 
 
 def test_what_finds_no_room_is_named_whole() -> None:
