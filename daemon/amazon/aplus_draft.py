@@ -94,12 +94,16 @@ class AplusFacts(_Frozen):
 
 
 class AplusBrief(_Frozen):
-    """What a writer must write: exactly these modules in this order, in this locale and tone."""
+    """What a writer must write: exactly these modules in this order, in this locale and tone.
+
+    has_table: the document shows the facts' rows as a table beside them.
+    """
 
     facts: AplusFacts
     modules: tuple[AplusModule, ...]
     locale: str = "en-US"
     tone: str = ""
+    has_table: bool = False
 
 
 class BlockDraft(_Frozen):

@@ -52,7 +52,8 @@ async def write_texts(ctx: JobContext, brief: AplusBrief) -> WrittenTexts:
     Errors: Reject aplus_check_failed when the texts are still wrong after two repairs; those of ctx.step.
     """
     with_prose = tuple(module for module in brief.modules if SHAPES[module] != Shape())
-    asked = brief.model_copy(update={"modules": with_prose})
+    has_table = "STANDARD_TECH_SPECS" in brief.modules
+    asked = brief.model_copy(update={"modules": with_prose, "has_table": has_table})
     if not with_prose:
         return WrittenTexts(AplusDraft(modules=tuple(ModuleDraft(module=module) for module in brief.modules)))
     answer = ""
@@ -95,11 +96,16 @@ async def _ask(
     provider = ctx.providers.text
     canary = f"k{secrets.token_hex(8)}"
     template, version = load_template("aplus_text")
+    modules = [_describe(n, module) for n, module in enumerate(brief.modules, 1)]
+    if brief.has_table:
+        modules.append(
+            "The rows of the facts stand in a table beside these modules: do not repeat them at the end."
+        )
     values = {
         "language": brief.locale.partition("-")[0],
         "locale": brief.locale,
         "canary": canary,
-        "modules": "\n".join(_describe(n, module) for n, module in enumerate(brief.modules, 1)),
+        "modules": "\n".join(modules),
         "facts": quote("product_facts", {"tone": brief.tone, **brief.facts.model_dump()}),
     }
     text = fill_template(template, values)

@@ -77,7 +77,7 @@ def write_draft(brief: drafts.AplusBrief) -> drafts.AplusDraft:
         said[module] = part + 1
         task = _Task(
             module, brief.facts, words, part, untold, is_first=not any(m.blocks for m in modules),
-            has_table="STANDARD_TECH_SPECS" in brief.modules,
+            has_table=brief.has_table,
         )  # fmt: skip
         modules.append(_WRITERS.get(module, _write_nothing)(task))
         told = _sentences(modules[-1])

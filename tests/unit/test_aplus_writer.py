@@ -270,7 +270,7 @@ def test_the_closing_text_does_not_repeat_the_table(product: Product, locale: st
     facts = collect_facts(product, WORDS[locale[:2]]).facts
     modules = plan_modules(facts, has_photo=has_photo)
 
-    written = write_draft(AplusBrief(facts=facts, modules=modules, locale=locale)).modules
+    written = write_draft(AplusBrief(facts=facts, modules=modules, locale=locale, has_table=True)).modules
 
     closing = [module.blocks[0].body for module in written if module.module == "STANDARD_PRODUCT_DESCRIPTION"]
     assert "STANDARD_TECH_SPECS" in modules
@@ -280,7 +280,7 @@ def test_the_closing_text_does_not_repeat_the_table(product: Product, locale: st
 def test_a_closing_text_that_has_nothing_else_tells_what_the_table_tells() -> None:
     product = Product(title="Desk lamp", brand="Lumo", bullets=("Cable: 1.8 m", "Bulb: E27"))
     facts = collect_facts(product, WORDS["en"]).facts
-    brief = AplusBrief(facts=facts, modules=("STANDARD_TECH_SPECS", "STANDARD_PRODUCT_DESCRIPTION"))
+    brief = AplusBrief(facts=facts, modules=("STANDARD_PRODUCT_DESCRIPTION",), has_table=True)
 
     closing = write_draft(brief).modules[-1].blocks[0].body
 
@@ -290,7 +290,7 @@ def test_a_closing_text_that_has_nothing_else_tells_what_the_table_tells() -> No
 def test_what_the_overlay_has_no_room_for_is_told_at_the_end() -> None:
     long = [f"Feature {n}: " + f"words of it {n} " * 25 for n in range(5)]
     facts = collect_facts(BOTTLE.model_copy(update={"bullets": tuple(long)}), WORDS["en"]).facts
-    brief = AplusBrief(facts=facts, modules=plan_modules(facts, has_photo=True))
+    brief = AplusBrief(facts=facts, modules=plan_modules(facts, has_photo=True), has_table=True)
 
     told = write_draft(brief).model_dump_json()
 

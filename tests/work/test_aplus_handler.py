@@ -165,6 +165,20 @@ async def test_without_photo_three_modules_of_text_are_made(product: Product) ->
     assert ["text"] == ctx.world.calls
 
 
+async def test_the_text_does_not_repeat_the_table() -> None:
+    """The writer is not asked for the table, so it has to be told that there is one."""
+    features = tuple(f"Feature {n}: words that say at length what number {n} is good for" for n in range(3))
+    product = BOTTLE.model_copy(update={"bullets": (*features, "Weight: 320 g")})
+    ctx = attempt(AplusInput(product=product))
+
+    result = await handle(ctx)
+
+    modules = result["document"]["contentDocument"]["contentModuleList"]
+    texts = [" ".join(all_texts(m)) for m in modules if m["contentModuleType"] != "STANDARD_TECH_SPECS"]
+    assert 2 == len(texts)
+    assert "320 g" not in " ".join(texts)
+
+
 async def test_exactly_the_wanted_modules_are_made(finished: Finished) -> None:
     world = finished.start_over(but_keep="cutout")
     wanted: tuple[AplusModule, ...] = (
