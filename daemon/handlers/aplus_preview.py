@@ -17,7 +17,7 @@ _MARKS = {"pass": "✓", "warn": "!", "fail": "✗"}
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root{color-scheme:light}
-body{margin:0;background:#fff;color:#0f1111;font:15px/1.55 "Amazon Ember",Arial,sans-serif}
+body{margin:0;background:#fff;color:#0f1111;font:15px/1.55 "Amazon Ember",Arial,sans-serif;overflow-wrap:anywhere}
 main,header,footer{max-width:970px;margin:0 auto;padding:0 20px}
 header{padding-top:28px;border-bottom:1px solid #d5d9d9;margin-bottom:28px}
 header h1{font-size:15px;font-weight:400;color:#565959;margin:0 0 14px}

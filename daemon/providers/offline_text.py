@@ -179,12 +179,15 @@ def _block(point: drafts.Point, task: _Task) -> drafts.BlockDraft:
 
 
 def _bullets(task: _Task, points: Iterable[drafts.Point]) -> tuple[str, ...]:
-    """The points as bullets; a long one gives its headline only."""
+    """The points as bullets; a long one gives its headline only, if that says anything without the rest."""
     limit, most = task.shape.bullet, task.shape.bullets[1]
     bullets = []
     for point in points:
         whole = task.say(point).removesuffix(".")
-        bullets.append(whole if len(whole) <= limit else point.headline)
+        if len(whole) <= limit:
+            bullets.append(whole)
+        elif not task.is_closing(point):
+            bullets.append(point.headline)
     return tuple(text for text in bullets if text and len(text) <= limit)[:most]
 
 

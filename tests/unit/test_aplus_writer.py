@@ -310,6 +310,16 @@ def test_a_list_beside_a_text_does_not_say_the_same(module: AplusModule, product
         assert 1 == sum(told in text for text in said), told
 
 
+def test_contents_too_long_for_a_bullet_leave_no_empty_heading() -> None:
+    """ "In the box" alone stood as a bullet and said nothing."""
+    product = BOTTLE.model_copy(update={"in_the_box": tuple(f"part number {n} of the set" for n in range(9))})
+    facts = collect_facts(product, WORDS["en"]).facts
+
+    (written,) = write_draft(AplusBrief(facts=facts, modules=("STANDARD_SINGLE_IMAGE_HIGHLIGHTS",))).modules
+
+    assert "In the box" not in written.bullets
+
+
 def test_the_name_heads_the_document_and_its_traits_stand_below() -> None:
     document, _ = write(BOTTLE, ("STANDARD_HEADER_IMAGE_TEXT",))
     text = json.dumps(document)

@@ -150,6 +150,8 @@ def test_preview_is_self_contained_and_escaped(finished: Finished) -> None:
     assert page.count('src="data:image/jpeg;base64,') == len(result["images"])
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     assert "<script" not in page
+    # One long German word pushed the column beside it out of the page (seen in Chromium).
+    assert "overflow-wrap:anywhere" in page
 
 
 @pytest.mark.parametrize("product", [BOTTLE, Product(title="Wool socks")])
