@@ -140,11 +140,14 @@ class Steps:
             except (Unavailable, asyncio.CancelledError):
                 self._late.put_nowait(write)
                 raise
+            finally:
+                self._late.task_done()
 
     async def _fly(self, step: _Step) -> StepValue:
         lane = self._lanes.find(step.provider)
         pause_s = 0.05
         while True:
+            await self._late.join()  # what waits for the database may be this step's result
             if lane is not None and (value := await self._reuse(step)) is not None:
                 return value
             if self._is_storage_doubtful:

@@ -708,6 +708,35 @@ async def test_what_is_known_of_a_call_is_booked_when_the_database_is_back(
     await asyncio.wait({booking})
 
 
+async def test_a_result_that_waits_for_the_database_is_not_bought_again(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database is back, and the next attempt asks before the late books do."""
+    monkeypatch.setattr(steps, "BOOKING_S", 0.2)
+    job, provider = await claim_job(daemon), Provider()
+    settle, is_away = daemon.ledger.settle, True
+
+    async def settle_when_back(*given: Any) -> bool:
+        if is_away:
+            raise Unavailable("The database is away.")
+        return await settle(*given)
+
+    monkeypatch.setattr(daemon.ledger, "settle", settle_when_back)
+    with pytest.raises(Unavailable):
+        await daemon.pay(job, provider)
+    is_away = False
+    await end_attempt(daemon, job)
+    again = asyncio.create_task(daemon.pay(await claim_again(daemon, job.id), provider))
+    await asyncio.sleep(0.1)
+    booking = asyncio.create_task(daemon.steps.book_late())
+
+    value = await again
+
+    assert (1, True, {"done": 1}) == (provider.calls, value.reused, await count_states(daemon))
+    booking.cancel()
+    await asyncio.wait({booking})
+
+
 @pytest.mark.parametrize(("price", "ended"), [(PRICE, "unknown"), (Decimal(0), "failed")])
 async def test_a_call_that_was_cut_off_is_booked_although_its_job_never_runs_again(
     daemon: Daemon, storage: Storage, price: Decimal, ended: str
