@@ -131,9 +131,8 @@ def main() -> None:
         try:
             os.write(1, b"\n")
         except OSError as exc:
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), 1
-            )  # for what is buffered: it would fail at the exit again
+            # What is buffered would fail at the exit again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             click.echo(f"error: The output cannot be written: {exc.strerror}.", err=True)
             sys.exit(EXIT_FAILED)
         raise

@@ -71,9 +71,8 @@ class Steps:
         self._worker_id = worker_id
         self._flights: dict[tuple[str, str], asyncio.Future[None]] = {}
         self._keeping: dict[tuple[str, str], asyncio.Task[bool]] = {}
-        self._is_storage_doubtful = (
-            False  # it refused a paid result: no more are bought before it takes something
-        )
+        # It refused a paid result: no more are bought before it takes something.
+        self._is_storage_doubtful = False
         self._late: asyncio.Queue[Callable[[], Awaitable[object]]] = asyncio.Queue()
 
     async def run(

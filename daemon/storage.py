@@ -280,9 +280,8 @@ def name_store(settings: Settings) -> str:
         return f"file://{path}" if settings.storage_url else f"{os.uname().nodename}:{path}"
     name = f"{url.scheme}://{url.netloc}/{url.path.strip('/')}"
     endpoint = urlsplit(settings.storage.endpoint or "")
-    if endpoint.hostname and not endpoint.hostname.endswith(
-        ".amazonaws.com"
-    ):  # a bucket of AWS is one everywhere
+    # A bucket of AWS is one everywhere.
+    if endpoint.hostname and not endpoint.hostname.endswith(".amazonaws.com"):
         name += f" at {endpoint.hostname}:{endpoint.port or (443 if endpoint.scheme == 'https' else 80)}"
     return name
 

@@ -22,7 +22,8 @@ class Measured:
     format: "JPEG", "PNG", ...; colour_space: "sRGB", "untagged" or the name of another profile;
     mode: "RGB", "RGBA", "CMYK", ...; white_border: share 0..1 of the border band that is exactly
     255,255,255; fill: longer side of the box around the product, as a share of that side of the frame, by its
-    pixels or, where that is known, its mask; seen: the same of everything that is not white; edges_touched: sides of the frame (0..4) that something not white touches;
+    pixels or, where that is known, its mask; seen: the same of everything that is not white;
+    edges_touched: sides of the frame (0..4) that something not white touches;
     generated: True when a model invented pixels.
     """
 

@@ -203,6 +203,13 @@ def bands(height_px: int) -> Iterator[slice]:
         yield slice(top, min(top + _BAND_ROWS, height_px))
 
 
+def bands_around(height_px: int, reach_px: int) -> Iterator[tuple[slice, slice, slice]]:
+    """The same for work that looks at the rows near by: (rows, those with their neighbours, the rows within these)."""
+    for rows in bands(height_px):
+        top = max(0, rows.start - reach_px)
+        yield rows, slice(top, rows.stop + reach_px), slice(rows.start - top, rows.stop - top)
+
+
 def has_alpha(picture: Picture) -> bool:
     """True for RGBA."""
     return bool(picture.shape[2] == 4)

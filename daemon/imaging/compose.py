@@ -44,9 +44,8 @@ class Placed:
 def read_cutout(png: bytes) -> Image.Image:
     """A cut-out as RGBA. Errors: those of `codec.decode`."""
     picture = Image.fromarray(codec.decode(png))
-    return (
-        picture if picture.mode == "RGBA" else picture.convert("RGBA")
-    )  # which copies RGBA too, 160 MB of 40 MP
+    # `convert` copies what is RGBA already, 160 MB of 40 MP.
+    return picture if picture.mode == "RGBA" else picture.convert("RGBA")
 
 
 def trim(cutout: Image.Image) -> Image.Image:
@@ -173,15 +172,17 @@ def blur(array: npt.NDArray[np.float32], sigma_px: float) -> npt.NDArray[np.floa
     return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
 
 
+def reach_of(sigma_px: float) -> int:
+    """How many pixels away a blur still looks."""
+    return math.ceil(4 * sigma_px) + 1
+
+
 def _sharpen(product: Image.Image, *, sigma_px: float, amount: float) -> Image.Image:
     """Unsharp mask that knows alpha: what is outside the product does not ring into its edge."""
     pixels = np.asarray(product)
     sharp = pixels.copy()
-    margin = math.ceil(4 * sigma_px) + 1  # as far as the blur reaches
-    for rows in codec.bands(len(pixels)):
-        top = max(0, rows.start - margin)
-        part = pixels[top : rows.stop + margin].astype(np.float32)
-        own = slice(rows.start - top, rows.stop - top)
+    for rows, around, own in codec.bands_around(len(pixels), reach_of(sigma_px)):
+        part = pixels[around].astype(np.float32)
         colour, alpha = part[..., :3], part[..., 3:] / 255
         weight = cv2.GaussianBlur(alpha, (0, 0), sigma_px)[own, :, None]
         smooth = cv2.GaussianBlur(colour * alpha, (0, 0), sigma_px)[own] / np.maximum(weight, 1e-3)

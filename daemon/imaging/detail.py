@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import cv2
@@ -12,7 +11,7 @@ from PIL import Image
 
 from daemon.imaging import codec
 from daemon.imaging.colours import palette_of
-from daemon.imaging.compose import FloatMask, blur, trim
+from daemon.imaging.compose import FloatMask, blur, reach_of, trim
 
 _WORK_PX = 320
 _SOFT_SHARPNESS = 25.0  # variance of the Laplacian; photos out of focus measure below (own measurements)
@@ -124,11 +123,8 @@ def _window_means(values: FloatMask, width: int, height: int) -> npt.NDArray[np.
 def _crispen(picture: Image.Image, *, sigma_px: float) -> Image.Image:
     pixels = np.asarray(picture)
     crisp = np.empty_like(pixels)
-    margin = math.ceil(4 * sigma_px) + 1  # as far as the blur reaches
-    for rows in codec.bands(len(pixels)):
-        top = max(0, rows.start - margin)
-        part = pixels[top : rows.stop + margin].astype(np.float32)
-        own = slice(rows.start - top, rows.stop - top)
+    for rows, around, own in codec.bands_around(len(pixels), reach_of(sigma_px)):
+        part = pixels[around].astype(np.float32)
         sharp = part[own] + 0.5 * (part[own] - blur(part, sigma_px)[own])
         crisp[rows] = np.rint(np.clip(sharp, 0, 255))
     return Image.fromarray(crisp)

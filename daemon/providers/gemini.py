@@ -182,9 +182,8 @@ class GeminiText:
 
         if any(isinstance(link, socket.gaierror) for link in causes(exc)):
             return fates.problem(NAME, *self._names.count())
-        if isinstance(
-            exc, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema
-        ):  # of the proxy
+        # Of the proxy: our own URL was read at the start.
+        if isinstance(exc, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
             return fates.problem(NAME, Fate.CONFIG, "provider_unopened")
         if not _was_sent(exc):
             return fates.problem(NAME, Fate.RETRY, "provider_unreachable")

@@ -12,13 +12,11 @@ from daemon.errors import Fate, ProviderError
 from daemon.providers import fates
 from daemon.providers.protocols import JsonAnswer, JsonRequest, Usage
 from daemon.providers.rates import parse_duration_s
+from daemon.providers.token_count import most_tokens
 
 NAME = "gemini"
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 _TOKENS_PER_IMAGE = 1120  # the most that one picture counts for
-_BYTES_PER_TOKEN = (
-    3  # English has four; other scripts have two or three bytes a letter, and up to a token each
-)
 _MAX_DEPTH = 12
 _MAX_TOKENS = 10**9
 _KEPT = ("description", "nullable")
@@ -50,8 +48,7 @@ class Reading:
 def estimate_usd(request: JsonRequest, prices: TokenPrices) -> Decimal:
     """The most that a call can cost, USD: all of max_output_tokens."""
     written = request.prompt + json.dumps(dict(request.schema), ensure_ascii=False)
-    tokens_in = len(written.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN + 1
-    tokens_in += _TOKENS_PER_IMAGE * len(request.images)
+    tokens_in = most_tokens(written) + _TOKENS_PER_IMAGE * len(request.images)
     return (tokens_in * prices.in_usd + request.max_output_tokens * prices.out_usd) / 1_000_000
 
 

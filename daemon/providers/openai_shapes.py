@@ -19,6 +19,7 @@ from enum import StrEnum
 from typing import Any
 
 from daemon.providers.protocols import PaintRequest
+from daemon.providers.token_count import most_tokens
 
 LONG_SIDE_PX = 1600  # Amazon's zoom needs this much; every further pixel is paid for
 PARTIAL_IMAGES = 2
@@ -33,9 +34,6 @@ _DALLE_SIZES = ((1024, 1024), (1792, 1024), (1024, 1792))
 # to use. An estimate reserves money, so it leans high; the answer's own usage settles it.
 _OUT_TOKENS = {"low": 784, "medium": 1756, "high": 1756, "xhigh": 3122, "max": 7024}
 _TOKENS_PER_REFERENCE = 2048
-_BYTES_PER_TOKEN = (
-    3  # English has four; other scripts have two or three bytes a letter, and up to a token each
-)
 
 SCENE_ORDER = (
     "Show only the surroundings that the following text describes, with free, level space in the lower middle"
@@ -138,7 +136,7 @@ def estimate_usd(request: PaintRequest, model: str, quality: str, prices: ImageP
     out = _OUT_TOKENS.get(fit_quality(model, quality), _OUT_TOKENS["high"]) * width * height / 1024**2
     return price_tokens(
         prices,
-        text_in=len(request.prompt.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN + 1,
+        text_in=most_tokens(request.prompt),
         image_in=_TOKENS_PER_REFERENCE * len(references_of(request)),
         out=math.ceil(out) + 100 * PARTIAL_IMAGES,
     )
